@@ -1,0 +1,1 @@
+"""SENSE: what a failure means, what latency and quality are normal."""

@@ -1,0 +1,1 @@
+"""DECIDE: pure, synchronous, clock passed in; nothing here awaits."""

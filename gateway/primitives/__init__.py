@@ -1,0 +1,1 @@
+"""Scheduling, normalization and rollback: shared with `training`; import nothing of ours."""

@@ -1,0 +1,1 @@
+"""CALL: one target a provider; quirks of backends and models are data."""

@@ -1,0 +1,1 @@
+"""KEEP: where answers and feedback are stored."""

@@ -1,0 +1,1 @@
+"""TELL: listeners that turn events into log lines, metrics and traces."""
