@@ -66,9 +66,13 @@ class GatewayError(Exception):
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
-        self.message = message
         if retry_after is not None:
             self.retry_after = retry_after
+
+    @property
+    def message(self) -> str:
+        """What happened and, where something can be done about it, what."""
+        return str(self.args[0])
 
 
 class ConfigError(GatewayError, ValueError):
@@ -298,6 +302,9 @@ class AllModesFailed(GatewayError, ExceptionGroup):
     ) -> None:
         GatewayError.__init__(self, message, retry_after=retry_after)
         self.causes: dict[str, GatewayError] = dict(causes) if isinstance(causes, dict) else {}
+
+    def __str__(self) -> str:
+        return self.message
 
     def derive(self, excs: Sequence[Exception]) -> ExceptionGroup:  # type: ignore[override]
         """Keep the parts that `except*` did not take as a plain group."""

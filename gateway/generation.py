@@ -118,6 +118,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
         allow_degrade: False raises `CircuitOpen` instead of answering from a lower mode.
         cache: what this request may take from and leave in the response cache.
         tenant: answers are never shared between tenants.
+        started: when it came in, on the gateway's clock.
         priority: 0 is served first when a queue forms.
     """
 
@@ -132,6 +133,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     cache: CacheControl = CacheControl()
     tenant: str = ""
     priority: int = 1
+    started: float = 0.0
 
 
 class Served(msgspec.Struct, kw_only=True):
@@ -177,6 +179,19 @@ class Usage(msgspec.Struct, frozen=True):
     total_tokens: int = 0
     details: dict[str, Any] = {}
     """The upstream's whole usage object, details included."""
+
+    @classmethod
+    def of(cls, usage: dict[str, Any] | None) -> Usage:
+        """The counts out of an upstream's usage object, whatever it left out."""
+        if not usage:
+            return cls()
+
+        def count(name: str) -> int:
+            value = usage.get(name)
+            return int(value) if isinstance(value, (int, float)) else 0
+
+        prompt, completion = count("prompt_tokens"), count("completion_tokens")
+        return cls(prompt, completion, count("total_tokens") or prompt + completion, usage)
 
 
 class Generation(msgspec.Struct, kw_only=True):

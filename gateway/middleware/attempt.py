@@ -1,0 +1,220 @@
+"""One attempt at one target, under five clocks.
+
+connect and response headers are the transport's; first token, stall and total are kept here, at
+token level: keep-alive comments and empty deltas are no progress (B3). One timer serves all
+three: moving a limit back is an attribute write, and the timer looks again when it rings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from gateway.assembly import Assembly
+from gateway.clock import Clock
+from gateway.errors import ErrorKind, UpstreamRejected, UpstreamTimeout, UpstreamUnavailable
+from gateway.generation import Chunk
+from gateway.providers.base import Call, Provider, Reply
+
+_T = TypeVar("_T")
+
+# A timer that rings this late says more about our loop than about the upstream: look again after
+# the sockets have been read, so that our own stall is not held against the other side.
+_LATE_S = 0.1
+_GRACE_S = 0.01
+
+
+class Attempt:
+    """One call to one provider.
+
+    Must be opened, read and closed in one task: running out of time cancels that task's await.
+
+    Args:
+        provider: who is called.
+        call: what is asked.
+        assembly: where the chunks are merged.
+        clock: monotonic seconds.
+        deadline: the caller's absolute deadline, asked anew each time it matters.
+        first_token_s: silence allowed before the first content token.
+        stall_s: silence allowed between tokens.
+
+    Attributes:
+        started: when it was opened, on the clock.
+        first_token_at: when the first content token came, None before.
+        ended: whether the clean end was read.
+        received: how many chunks came in all.
+        chunks: what has been read and not yet handed on.
+    """
+
+    __slots__ = (
+        "_assembly",
+        "_call",
+        "_cancelling",
+        "_clock",
+        "_deadline",
+        "_due",
+        "_expired",
+        "_loop",
+        "_phase",
+        "_provider",
+        "_reply",
+        "_stall_s",
+        "_task",
+        "_timer",
+        "chunks",
+        "ended",
+        "first_token_at",
+        "received",
+        "started",
+    )
+
+    def __init__(
+        self,
+        provider: Provider,
+        call: Call,
+        assembly: Assembly,
+        *,
+        clock: Clock,
+        deadline: Callable[[], float],
+        first_token_s: float,
+        stall_s: float,
+    ) -> None:
+        self._provider = provider
+        self._call = call
+        self._assembly = assembly
+        self._clock = clock
+        self._deadline = deadline
+        self._stall_s = stall_s
+        self._reply: Reply | None = None
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._cancelling = self._task.cancelling() if self._task else 0
+        self._phase = "first_token"
+        self._expired = ""
+        self.started = clock()
+        self._due = self.started + first_token_s
+        self._timer: asyncio.TimerHandle | None = None
+        self.first_token_at: float | None = None
+        self.ended = False
+        self.received = 0
+        self.chunks: list[Chunk] = []
+
+    async def open(self) -> None:
+        """Send the call and read until the first content token, or to a whole answer without one.
+
+        Raises:
+            UpstreamError: anything went wrong; `UpstreamTimeout.phase` says which clock.
+        """
+        self._set_timer()
+        self._reply = await self._guarded(self._provider.open(self._call))
+        while self.first_token_at is None:
+            if not await self.read():
+                self._check_not_empty()
+                return
+
+    async def read(self) -> bool:
+        """Read on into `chunks`. Returns False at the clean end.
+
+        Raises:
+            UpstreamError: the answer broke or stalled.
+        """
+        if self.ended or self._reply is None:
+            return False
+        chunks = await self._guarded(self._reply.read())
+        if chunks:
+            self._take(chunks)
+        else:
+            self.ended = True
+        return bool(chunks)
+
+    def give_up(self) -> None:
+        """Stop waiting for a first token that is overdue. No effect once one came."""
+        if self.first_token_at is None and not self._expired:
+            self._expire()
+
+    def close(self) -> None:
+        """Drop the reply and the timer. Idempotent, synchronous."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        reply, self._reply = self._reply, None
+        if reply is not None:
+            reply.close()
+
+    def _take(self, chunks: list[Chunk]) -> None:
+        self._assembly.add_all(chunks)
+        self.chunks += chunks
+        self.received += len(chunks)
+        for chunk in chunks:
+            if chunk.carries():
+                now = self._clock()
+                if self.first_token_at is None:
+                    self.first_token_at = now
+                    self._phase = "stall"
+                self._due = now + self._stall_s
+                return
+
+    def _check_not_empty(self) -> None:
+        """A complete answer with nothing in it is a failure, unless the caller's cap was hit."""
+        finish_reason = self._assembly.finish_reason
+        if finish_reason == "content_filter":
+            raise UpstreamRejected(
+                "the upstream's content filter withheld the answer",
+                kind=ErrorKind.CONTENT,
+                target=self._provider.name,
+            )
+        if finish_reason != "length":
+            raise UpstreamUnavailable(
+                "the upstream sent a complete answer with nothing in it",
+                kind=ErrorKind.EMPTY,
+                target=self._provider.name,
+            )
+
+    # -- the timer ------------------------------------------------------------------------------
+
+    def _set_timer(self) -> None:
+        due = min(self._due, self._deadline())
+        delay = max(0.0, due - self._clock())
+        if delay < float("inf"):
+            self._timer = self._loop.call_later(delay, self._ring, due)
+
+    def _ring(self, meant_for: float) -> None:
+        now = self._clock()
+        if min(self._due, self._deadline()) > now + 1e-3:
+            self._set_timer()  # progress was made meanwhile
+        elif now - meant_for > _LATE_S:
+            self._timer = self._loop.call_later(_GRACE_S, self._ring, now + _GRACE_S)
+        else:
+            self._expire()
+
+    def _expire(self) -> None:
+        self._expired = self._phase if self._due <= self._deadline() else "total"
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _guarded(self, step: Awaitable[_T]) -> _T:
+        """Await, turning our own timer's cancellation into `UpstreamTimeout` (as asyncio does)."""
+        try:
+            return await step
+        except asyncio.CancelledError:
+            if (
+                self._expired
+                and self._task is not None
+                and self._task.uncancel() <= self._cancelling
+            ):
+                raise self._timeout() from None
+            raise
+
+    def _timeout(self) -> UpstreamTimeout:
+        waited = self._clock() - self.started
+        what = {
+            "first_token": "no first token",
+            "stall": f"no further token for {self._stall_s:g} s",
+            "total": "not finished by the caller's deadline",
+        }[self._expired]
+        return UpstreamTimeout(
+            f"{self._provider.name}: {what} after {waited:.3g} s",
+            phase=self._expired,
+            target=self._provider.name,
+        )

@@ -1,0 +1,146 @@
+"""5 The gearbox: walks the ladder its circuits allow, and settles every attempt.
+
+The first mode whose answer commits wins. A caller who wants one piece commits at the end, so a
+failure half-way restarts clean on the next mode; a stream commits at its first content token and
+is never silently re-run after it (B15, B16).
+"""
+
+from __future__ import annotations
+
+from gateway.clock import Clock
+from gateway.detectors.failures import Outcome, judge
+from gateway.errors import (
+    DeadlineExceeded,
+    GatewayError,
+    StreamInterrupted,
+    UpstreamError,
+    UpstreamTimeout,
+)
+from gateway.events import EventBus
+from gateway.generation import Chunk, Generation, GenerationRequest, Usage
+from gateway.middleware.base import Answer
+from gateway.middleware.walk import Walk
+from gateway.middleware.watch import OverdueWatch
+from gateway.policies.downshift import Ladder
+
+# A probe that streams this long or this much has shown that the mode is back.
+_PROVEN_S = 5.0
+_PROVEN_CHUNKS = 64
+
+
+class CircuitBreaker:
+    """The innermost layer: answers from the highest mode that can.
+
+    Args:
+        ladder: the modes with their circuits, limits and targets.
+        clock: monotonic seconds.
+        events: told of each attempt.
+    """
+
+    def __init__(self, ladder: Ladder, clock: Clock, events: EventBus) -> None:
+        self._ladder = ladder
+        self._clock = clock
+        self._events = events
+        self._watch = OverdueWatch(clock)
+
+    async def __call__(self, request: GenerationRequest) -> LadderAnswer:
+        """Walk down until a mode answers.
+
+        Raises:
+            AllModesFailed: every allowed mode failed or was closed to it.
+            CircuitOpen: degrading was forbidden and the mode is open.
+            UpstreamError: the fault is the caller's, or degrading was forbidden.
+            AdmissionRejected: every allowed mode is at its limit.
+            DeadlineExceeded: time ran out on the way.
+        """
+        walk = Walk(request, self._ladder, self._watch, self._clock, self._events)
+        await walk.descend()
+        return LadderAnswer(walk)
+
+    def close(self) -> None:
+        """Stop the timers that watch for overdue attempts."""
+        self._watch.close()
+
+
+class LadderAnswer(Answer):
+    """An answer from the ladder, committed; it settles its visit when it ends, however it ends."""
+
+    __slots__ = ("_generation", "_walk")
+
+    def __init__(self, walk: Walk) -> None:
+        super().__init__(walk.served())
+        self._walk = walk
+        self._generation: Generation | None = None
+
+    @property
+    def partial(self) -> str:
+        """The text that has arrived."""
+        return self._walk.assembly.text()
+
+    async def read(self) -> list[Chunk]:
+        """Return what has arrived; when it breaks, do what the caller's policy says (B16)."""
+        walk = self._walk
+        while (attempt := walk.attempt) is not None:
+            if attempt.chunks:
+                chunks, attempt.chunks = attempt.chunks, []
+                return chunks
+            try:
+                if await attempt.read():
+                    self._prove()
+                else:
+                    walk.settle(Outcome.SUCCESS)
+            except UpstreamError as error:
+                await self._broken(error)
+        return []
+
+    async def finish(self) -> Generation:
+        """Read to the end and return the whole."""
+        while await self.read():
+            pass
+        if self._generation is None:
+            assembly, request = self._walk.assembly, self._walk.request
+            self._generation = Generation(
+                id=request.id,
+                choices=assembly.choices(),
+                served=self.served,
+                usage=Usage.of(assembly.usage),
+                created=assembly.created,
+                extra=assembly.extra,
+                duration_s=self._walk.clock() - request.started,
+            )
+        return self._generation
+
+    def close(self) -> None:
+        """Let go: abandoning an answer that flows is no verdict on its mode."""
+        self._walk.settle(Outcome.IGNORED, cause="abandoned")
+
+    async def _broken(self, error: UpstreamError) -> None:
+        walk, partial, mode = self._walk, self.partial, self.served.mode
+        late = isinstance(error, UpstreamTimeout) and error.phase == "total"
+        walk.settle(Outcome.IGNORED if late else judge(error).outcome, error)
+        if late:
+            raise DeadlineExceeded("the deadline passed mid-answer", partial=partial) from error
+        if walk.request.on_interrupt == "continue":
+            try:
+                await walk.descend(prefix=partial)
+            except GatewayError:
+                pass  # nobody can continue it: the break itself is what the caller should hear
+            else:
+                self.served = walk.served()
+                return
+        raise StreamInterrupted(
+            f"the answer broke off: {error}",
+            kind=error.kind,
+            target=error.target,
+            mode=mode,
+            partial=partial,
+        ) from error
+
+    def _prove(self) -> None:
+        """A probe need not stream to its end to show that the mode is back."""
+        visit, attempt = self._walk.visit, self._walk.attempt
+        if visit is None or attempt is None or not visit.permit.probe or visit.permit.settled:
+            return
+        since = self._walk.clock() - (attempt.first_token_at or attempt.started)
+        if since >= _PROVEN_S or attempt.received >= _PROVEN_CHUNKS:
+            visit.rung.circuit.settle(visit.permit, Outcome.SUCCESS, "probe streams well")

@@ -1,0 +1,360 @@
+"""One request on its way down the ladder: gate -> budget -> attempt -> classify -> settle."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from gateway.assembly import Assembly
+from gateway.clock import Clock
+from gateway.detectors.failures import Judgement, Outcome, Then, judge
+from gateway.errors import (
+    AdmissionRejected,
+    AllModesFailed,
+    CircuitOpen,
+    DeadlineExceeded,
+    ErrorKind,
+    GatewayError,
+    UpstreamError,
+    UpstreamRejected,
+    UpstreamTimeout,
+)
+from gateway.events import AttemptFinished, EventBus, TargetResting
+from gateway.generation import GenerationRequest, Served
+from gateway.middleware.attempt import Attempt
+from gateway.middleware.watch import OverdueWatch
+from gateway.policies.downshift import Ladder, Refusal, Rung, Target, Visit
+from gateway.providers.base import Call
+
+# A failure within this many seconds is quick enough to try the same mode once more (B7).
+_QUICK_S = 1.0
+# A Retry-After is waited for once if it is this short, and takes this share of what time is left.
+_SHORT_WAIT_S = 2.0
+_SHORT_WAIT_SHARE = 0.1
+
+_REASONS = {Then.WAIT: "cooling", Then.LARGER: "context"}
+
+
+class Walk:
+    """One request on its way down the ladder.
+
+    Args:
+        request: what is asked.
+        ladder: the modes.
+        watch: keeps an eye on attempts that wait for a first token.
+        clock: monotonic seconds.
+        events: told of each attempt.
+
+    Attributes:
+        visit, attempt: the mode and the attempt that answer, after `descend`; None once settled.
+        assembly: everything that has arrived of the answer.
+    """
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        ladder: Ladder,
+        watch: OverdueWatch,
+        clock: Clock,
+        events: EventBus,
+    ) -> None:
+        self.request = request
+        self.clock = clock
+        self.assembly = Assembly()
+        self.visit: Visit | None = None
+        self.attempt: Attempt | None = None
+        self._ladder = ladder
+        self._watch = watch
+        self._events = events
+        self._target: Target | None = None
+        self._start = ladder.index(request.mode)
+        self._next = self._start
+        self._causes: dict[str, GatewayError] = {}
+        self._reason = ""
+        self._waits: list[float] = []
+        self._domains: set[str] = set()
+        self._window = 0
+        self._attempts = 0
+
+    async def descend(self, prefix: str = "") -> None:
+        """Go down from where the walk stands until a mode answers.
+
+        Args:
+            prefix: text of an interrupted answer the next mode is to continue.
+        """
+        for rung in self._rungs():
+            entry = rung.enter(native=rung.index == self._start, window=self._window)
+            if isinstance(entry, Refusal):
+                self._refused(rung, entry)
+            elif await self._answers(entry, prefix):
+                return
+        trial = self._trial()
+        if trial is None or not await self._answers(trial, prefix):
+            raise self._failure()
+
+    def served(self) -> Served:
+        """Who answers, honestly (B13)."""
+        visit, attempt, target = self.visit, self.attempt, self._target
+        assert visit is not None and attempt is not None and target is not None
+        degraded = visit.rung.index != self._start
+        first = attempt.first_token_at
+        return Served(
+            requested_mode=self.request.mode,
+            mode=visit.rung.name,
+            model=self.assembly.model or target.provider.model,
+            target=target.provider.name,
+            degraded=degraded,
+            reason=(self._reason or "failed") if degraded else None,
+            until=self._ladder.rungs[self._start].until() if degraded else None,
+            attempts=self._attempts,
+            first_token_s=None if first is None else first - self.request.started,
+        )
+
+    def settle(self, outcome: Outcome, error: UpstreamError | None = None, cause: str = "") -> None:
+        """Close the attempt and leave the mode: permit, slot and budget, all exactly once."""
+        visit, attempt, target = self.visit, self.attempt, self._target
+        if visit is None or attempt is None or target is None:
+            return
+        self.visit = self.attempt = self._target = None
+        visit.outcome, visit.cause = outcome, error.kind if error else cause
+        self._close(visit, attempt, target, error)
+        visit.leave()
+
+    # -- one mode -------------------------------------------------------------------------------
+
+    async def _answers(self, visit: Visit, prefix: str) -> bool:
+        """Try one mode, with at most one quick retry and one short wait. Leaves it if it fails."""
+        rung, tried = visit.rung, set[Target]()
+        may_retry = may_wait = True
+        try:
+            while True:
+                target = self._pick(rung, tried, prefix)
+                if target is None:
+                    return False
+                tried.add(target)
+                began = self.clock()
+                try:
+                    await self._try(visit, target, prefix)
+                except UpstreamError as error:
+                    judgement = judge(error)
+                    self._learn(rung, target, error, judgement)
+                    if judgement.then is Then.RAISE:
+                        raise
+                    quick = self.clock() - began <= _QUICK_S
+                    if judgement.then is Then.RETRY and may_retry and quick:
+                        may_retry = False
+                    elif judgement.then is Then.WAIT and may_wait and self._short(error):
+                        may_wait = False
+                        await asyncio.sleep(error.retry_after or 0.0)
+                        target.resting_until = self.clock()
+                    else:
+                        self._reason = self._reason or _REASONS.get(judgement.then, "failed")
+                        return False
+                else:
+                    return True
+        finally:
+            if self.visit is None:
+                visit.leave()
+
+    def _pick(self, rung: Rung, tried: set[Target], prefix: str) -> Target | None:
+        """The target to try next; a second attempt into one domain must be in the budget (B8)."""
+        target = rung.pick(window=self._window, tried=tried)
+        if target is None or (prefix and not target.provider.continues):
+            self._refused(rung, Refusal("cooling", rung.resting_s() or None))
+            return None
+        if target.provider.domain in self._domains and not target.budget.allows_retry():
+            self._refused(rung, Refusal("budget", 1.0))
+            return None
+        self._domains.add(target.provider.domain)
+        return target
+
+    async def _try(self, visit: Visit, target: Target, prefix: str) -> None:
+        """One attempt, to its commit point; or it raises, with everything freed."""
+        mode = visit.rung.mode
+        if not prefix:
+            self.assembly = Assembly()
+        attempt = Attempt(
+            target.provider,
+            Call(
+                self.request.messages,
+                {**mode.sampling, **self.request.params},
+                self.request.id,
+                mode.thinking,
+                prefix,
+            ),
+            self.assembly,
+            clock=self.clock,
+            deadline=self._deadline,
+            first_token_s=self._first_token_limit(visit, target),
+            stall_s=mode.stall_s,
+        )
+        self._attempts += 1
+        target.in_flight += 1
+        failure: UpstreamError | None = None
+        visit.outcome, visit.cause = Outcome.IGNORED, "cancelled"
+        try:
+            with self._watch.waiting(visit.rung, visit.permit, attempt):
+                await attempt.open()
+            visit.rung.circuit.first_token(visit.permit)
+            if self.request.buffered:
+                while await attempt.read():
+                    attempt.chunks.clear()
+            self.visit, self.attempt, self._target = visit, attempt, target
+        except UpstreamError as error:
+            failure = error
+            visit.outcome, visit.cause = self._counts(error, attempt, visit.rung), error.kind
+            raise
+        except asyncio.CancelledError:
+            if attempt.first_token_at is None and self._too_slow(attempt, visit.rung):
+                visit.outcome = Outcome.FAILURE  # nobody waits for it any more, and no wonder
+            raise
+        finally:
+            if self.attempt is not attempt:
+                self._close(visit, attempt, target, failure)
+
+    def _close(
+        self, visit: Visit, attempt: Attempt, target: Target, error: UpstreamError | None
+    ) -> None:
+        """Account for one attempt that is over."""
+        attempt.close()
+        target.in_flight -= 1
+        if visit.outcome is Outcome.FAILURE:
+            target.budget.failed()
+        elif visit.outcome is Outcome.SUCCESS:
+            target.budget.succeeded()
+        first = attempt.first_token_at
+        took = None if first is None else first - attempt.started
+        if took is not None and error is None:
+            visit.rung.latency.hear(visit.rung.name, took)
+        if self._events.heard:
+            self._events.emit(
+                AttemptFinished(
+                    at=self.clock(),
+                    request_id=self.request.id,
+                    mode=visit.rung.name,
+                    target=target.provider.name,
+                    outcome=visit.outcome,
+                    kind="" if visit.outcome is Outcome.SUCCESS else visit.cause,
+                    duration_s=self.clock() - attempt.started,
+                    first_token_s=took,
+                    probe=visit.permit.probe,
+                )
+            )
+
+    # -- small decisions ------------------------------------------------------------------------
+
+    def _rungs(self) -> Iterator[Rung]:
+        for rung in self._ladder.below(self._start, allow_degrade=self.request.allow_degrade):
+            if rung.index < self._next:
+                continue
+            if self.clock() >= self.request.deadline:
+                raise self._late()
+            self._next = rung.index + 1
+            yield rung
+
+    def _trial(self) -> Visit | None:
+        """The panic rule: with every mode open and nothing tried, one leased trial (B9)."""
+        rung = None if self._attempts else self._ladder.panic(self._start)
+        if rung is None or (rung.index != self._start and not self.request.allow_degrade):
+            return None
+        entry = rung.enter(native=rung.index == self._start, trial=True)
+        return entry if isinstance(entry, Visit) else None
+
+    def _deadline(self) -> float:
+        return self.request.deadline
+
+    def _first_token_limit(self, visit: Visit, target: Target) -> float:
+        """Silence this attempt may spend: its mode's limit, but never more than an equal share of
+        the time left between this mode and the lower ones that could still answer (B1).
+        """
+        rung, request = visit.rung, self.request
+        below = self._ladder.below(rung.index + 1, allow_degrade=True)
+        could = 1 + sum(not lower.downshifted for lower in below) if request.allow_degrade else 1
+        share = (request.deadline - self.clock()) / could
+        limit = rung.mode.first_token_s if target.provider.streams else rung.mode.deadline_s
+        if visit.permit.probe:
+            options = rung.circuit.options
+            limit = min(limit, options.slow_s or limit, options.probe_lease_s)
+        return min(limit, share)
+
+    def _counts(self, error: UpstreamError, attempt: Attempt, rung: Rung) -> Outcome:
+        """A clock that ran out only because the caller was in a hurry is not the upstream's fault,
+        unless that long is not normal for this mode.
+        """
+        outcome = judge(error).outcome
+        if not isinstance(error, UpstreamTimeout) or attempt.first_token_at is not None:
+            return Outcome.IGNORED if _by_deadline(error) else outcome
+        patient = self.clock() - attempt.started >= rung.mode.first_token_s - 1e-3
+        return outcome if patient or self._too_slow(attempt, rung) else Outcome.IGNORED
+
+    def _too_slow(self, attempt: Attempt, rung: Rung) -> bool:
+        return rung.too_slow(self.clock() - attempt.started)
+
+    def _learn(
+        self, rung: Rung, target: Target, error: UpstreamError, judgement: Judgement
+    ) -> None:
+        """Remember what the failure says beyond this request."""
+        self._causes[rung.name] = error
+        if judgement.then is Then.LARGER:
+            self._window = max(self._window, target.provider.context_window or 0)
+        if judgement.cool_s <= 0:
+            return
+        target.resting_until = max(target.resting_until, self.clock() + judgement.cool_s)
+        rung.limit.overloaded()
+        self._events.emit(
+            TargetResting(
+                at=self.clock(),
+                mode=rung.name,
+                target=target.provider.name,
+                kind=error.kind,
+                for_s=judgement.cool_s,
+                alarm=judgement.out,
+            )
+        )
+
+    def _short(self, error: UpstreamError) -> bool:
+        """Whether the Retry-After is short enough to wait for (B7)."""
+        left = self.request.deadline - self.clock()
+        wait = error.retry_after
+        return wait is not None and 0 <= wait <= min(_SHORT_WAIT_S, _SHORT_WAIT_SHARE * left)
+
+    def _refused(self, rung: Rung, refusal: Refusal) -> None:
+        self._reason = self._reason or refusal.reason
+        if refusal.retry_after is not None:
+            self._waits.append(refusal.retry_after)
+        if rung.name in self._causes:
+            return  # it was tried: how it failed says more than why it is not tried again
+        message = f"mode {rung.name!r} is not available: {refusal.reason.replace('_', ' ')}"
+        self._causes[rung.name] = (
+            AdmissionRejected(message, retry_after=refusal.retry_after)
+            if refusal.reason in ("saturated", "recovering")
+            else CircuitOpen(message, mode=rung.name, retry_after=refusal.retry_after)
+        )
+
+    # -- how it ends when no mode answers -------------------------------------------------------
+
+    def _late(self) -> DeadlineExceeded:
+        tried = ", ".join(f"{mode}: {error}" for mode, error in self._causes.items())
+        waited = self.clock() - self.request.started
+        return DeadlineExceeded(f"no answer in {waited:.3g} s" + (f" ({tried})" if tried else ""))
+
+    def _failure(self) -> GatewayError:
+        causes = self._causes
+        if self.clock() >= self.request.deadline:
+            return self._late()
+        for cause in causes.values():
+            if isinstance(cause, UpstreamRejected) and cause.kind is ErrorKind.CONTEXT:
+                return cause  # no mode has a larger window: the caller's to mend
+        if len(causes) == 1 and (len(self._ladder) == 1 or not self.request.allow_degrade):
+            return next(iter(causes.values()))
+        retry_after = min(self._waits, default=None)
+        if all(isinstance(cause, AdmissionRejected) for cause in causes.values()):
+            message = "every allowed mode is at its limit; try again shortly"
+            return AdmissionRejected(message, retry_after=retry_after)
+        told = "; ".join(f"{mode}: {error}" for mode, error in causes.items())
+        return AllModesFailed(f"no mode could answer ({told})", causes, retry_after=retry_after)
+
+
+def _by_deadline(error: UpstreamError) -> bool:
+    """Whether an answer that was flowing was cut by the caller's own deadline."""
+    return isinstance(error, UpstreamTimeout) and error.phase == "total"

@@ -1,0 +1,74 @@
+"""Watches attempts that wait for a first token, one timer a mode (B4, the overdue rule)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gateway.clock import Clock
+from gateway.middleware.attempt import Attempt
+from gateway.policies.downshift import Rung
+from gateway.policies.phases import Permit
+
+# A sweep this late after its time measures our own stall, not the upstream's silence.
+_LATE_S = 1.0
+
+
+class OverdueWatch:
+    """Opens circuits on silence before any timeout, and frees those who wait for nothing.
+
+    When a mode is open, an attempt past its slow threshold gives up and walks on; younger ones
+    may still be answered and are looked at when they reach theirs.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._waiting: dict[Rung, dict[Attempt, Permit]] = {}
+        self._timers: dict[Rung, asyncio.TimerHandle] = {}
+
+    @contextmanager
+    def waiting(self, rung: Rung, permit: Permit, attempt: Attempt) -> Iterator[None]:
+        """Watch `attempt` while it waits for its first token."""
+        if permit.slow_s <= 0:
+            yield
+            return
+        waiting = self._waiting.setdefault(rung, {})
+        waiting[attempt] = permit
+        if rung not in self._timers:
+            self._set_timer(rung, permit.slow_s)
+        try:
+            yield
+        finally:
+            waiting.pop(attempt, None)
+
+    def close(self) -> None:
+        """Stop all timers."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+    def _set_timer(self, rung: Rung, delay: float) -> None:
+        loop = asyncio.get_running_loop()
+        due = self._clock() + delay
+        self._timers[rung] = loop.call_later(delay, self._sweep, rung, due)
+
+    def _sweep(self, rung: Rung, due: float) -> None:
+        self._timers.pop(rung, None)
+        waiting = self._waiting.get(rung)
+        if not waiting:
+            return
+        now = self._clock()
+        if now - due > _LATE_S:
+            self._set_timer(rung, _LATE_S / 10)  # let what has arrived be read first
+            return
+        if rung.circuit.sweep():
+            for attempt, permit in list(waiting.items()):
+                if permit.overdue(now) and not permit.probe:
+                    attempt.give_up()
+        coming = [p.started + p.slow_s - now for p in waiting.values() if not p.overdue(now)]
+        if coming:
+            self._set_timer(rung, max(1e-3, min(coming)))

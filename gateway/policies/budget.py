@@ -1,0 +1,48 @@
+"""Retry budget: second attempts into a failing domain are paid for by its successes.
+
+Ladder rungs often share a host and a key; then walking down *is* a retry. Each failure domain has
+a purse: -1 per failure, +0.1 per success, second attempts only while more than half is left
+(gRPC A6, "retry throttling"). A full outage then costs about 1.1 attempts per request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetOptions:
+    """How dear a second attempt is: `[budget]`.
+
+    Attributes:
+        tokens: what a full purse holds; second attempts need more than half of it. Default 10.
+        success_refund: what a success puts back, in tokens. Default 0.1.
+    """
+
+    tokens: float = 10.0
+    success_refund: float = 0.1
+
+
+class RetryBudget:
+    """The purse of one failure domain.
+
+    Args:
+        options: see `BudgetOptions`.
+    """
+
+    def __init__(self, options: BudgetOptions) -> None:
+        self._options = options
+        self.tokens = options.tokens
+
+    def allows_retry(self) -> bool:
+        """Whether a second attempt into this domain may be made."""
+        return self.tokens > self._options.tokens / 2
+
+    def failed(self) -> None:
+        """A call into this domain failed."""
+        self.tokens = max(0.0, self.tokens - 1.0)
+
+    def succeeded(self) -> None:
+        """A call into this domain succeeded."""
+        if self.tokens < self._options.tokens:
+            self.tokens = min(self._options.tokens, self.tokens + self._options.success_refund)

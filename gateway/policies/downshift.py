@@ -1,0 +1,262 @@
+"""The ladder: which mode may answer now, and if not, why not and until when.
+
+Everything here is synchronous: looking at a rung and taking its permit is one step that nothing
+can come between. The layer that walks the ladder is `gateway.middleware.circuit_breaker`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from gateway.clock import Clock
+from gateway.detectors.failures import Outcome
+from gateway.detectors.latency import LatencyDetector
+from gateway.modes import ModeOptions
+from gateway.policies.budget import RetryBudget
+from gateway.policies.circuit import Circuit
+from gateway.policies.limit import Limit
+from gateway.policies.phases import Permit, Phase
+from gateway.providers.base import Provider
+
+_PANIC_EVERY_S = 5.0
+
+
+class Target:
+    """One provider of a mode and how it stands.
+
+    Args:
+        provider: who is called.
+        budget: the purse of its failure domain, shared by all targets of that domain.
+        weight: relative share, > 0.
+
+    Attributes:
+        resting_until: left alone until this clock time (429, overload, dead key).
+        in_flight: attempts under way.
+    """
+
+    __slots__ = ("budget", "in_flight", "provider", "resting_until", "weight")
+
+    def __init__(self, provider: Provider, budget: RetryBudget, weight: float = 1.0) -> None:
+        self.provider = provider
+        self.budget = budget
+        self.weight = weight
+        self.resting_until = float("-inf")
+        self.in_flight = 0
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Why a mode may not answer now.
+
+    Attributes:
+        reason: circuit_open, forced, recovering, cooling, saturated, context, budget.
+        retry_after: seconds until it may, None if unknown.
+    """
+
+    reason: str
+    retry_after: float | None = None
+
+
+class Visit:
+    """A mode let a request in: the permit and the slot it holds until it leaves.
+
+    Attributes:
+        outcome: what the visit counts as when it leaves; IGNORED until something says else.
+        cause: why, for the event log.
+    """
+
+    __slots__ = ("_left", "cause", "native", "outcome", "permit", "rung")
+
+    def __init__(self, rung: Rung, permit: Permit, *, native: bool) -> None:
+        self.rung = rung
+        self.permit = permit
+        self.native = native
+        self.outcome = Outcome.IGNORED
+        self.cause = ""
+        self._left = False
+
+    def leave(self) -> None:
+        """Settle the permit and give the slot back. Idempotent, synchronous."""
+        if self._left:
+            return
+        self._left = True
+        rung = self.rung
+        rung.circuit.settle(self.permit, self.outcome, self.cause)
+        rung.limit.leave(native=self.native)
+        if self.outcome is Outcome.SUCCESS:
+            rung.limit.went_well()
+        rung.on_leave()
+
+
+class Rung:
+    """One mode on the ladder.
+
+    Args:
+        index: 0 is the best mode.
+        mode: its options.
+        circuit, limit: its own.
+        targets: its endpoints.
+        latency: what first-token times are normal, all modes.
+        clock: monotonic seconds.
+        identity: what distinguishes its answers from every other mode's, for cache keys.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        mode: ModeOptions,
+        circuit: Circuit,
+        limit: Limit,
+        targets: Sequence[Target],
+        latency: LatencyDetector,
+        clock: Clock,
+        identity: str,
+    ) -> None:
+        self.index = index
+        self.mode = mode
+        self.name = mode.name
+        self.circuit = circuit
+        self.limit = limit
+        self.targets = list(targets)
+        self.latency = latency
+        self.identity = identity
+        self.on_leave: Callable[[], None] = lambda: None
+        self._clock = clock
+
+    @property
+    def downshifted(self) -> bool:
+        """Whether requests for this mode are answered by a lower one, by circuit or by rest."""
+        return self.circuit.phase().downshifted or self.resting_s() > 0
+
+    def resting_s(self) -> float:
+        """Seconds until the first target has rested, 0 if one is ready."""
+        return max(0.0, min(t.resting_until for t in self.targets) - self._clock())
+
+    def until(self) -> float | None:
+        """Seconds until the mode may be back, None if it is there or nobody knows."""
+        if self.circuit.phase() in _FORCED:
+            return None
+        wait = max(self.circuit.until() or 0.0, self.resting_s())
+        return wait or None
+
+    def too_slow(self, elapsed_s: float) -> bool:
+        """Whether that long without a first token is not normal for this mode."""
+        slow_s = self.circuit.options.slow_s
+        return 0 < slow_s <= elapsed_s or self.latency.is_slow(self.name, elapsed_s)
+
+    def room(self, *, native: bool) -> bool:
+        """Whether one more may start now, by limit and by recovery ramp."""
+        return self.limit.room(native=native) and not self.circuit.at_cap()
+
+    def pick(
+        self, *, window: int = 0, tried: frozenset[Target] | set[Target] = frozenset()
+    ) -> Target | None:
+        """The least loaded target that is not resting and whose window is above `window` tokens.
+
+        Targets in `tried` come last: a retry goes elsewhere if there is an elsewhere.
+        """
+        now = self._clock()
+        best: Target | None = None
+        best_load = (True, 0.0)
+        for target in self.targets:
+            if target.resting_until > now:
+                continue
+            if window and (target.provider.context_window or window + 1) <= window:
+                continue
+            load = (target in tried, (target.in_flight + 1) / target.weight)
+            if best is None or load < best_load:
+                best, best_load = target, load
+        return best
+
+    def enter(self, *, native: bool, window: int = 0, trial: bool = False) -> Visit | Refusal:
+        """Take a permit and a slot, or say why not. Never waits.
+
+        Args:
+            native: whether the request asked for this very mode.
+            window: only targets with more context than this many tokens will do.
+            trial: ask for the panic rule's leased trial although the circuit is open.
+        """
+        target = self.pick(window=window)
+        if target is None:
+            resting = self.resting_s()
+            return Refusal("cooling", resting) if resting else Refusal("context")
+        if not self.limit.room(native=native):
+            return Refusal("saturated", 1.0)
+        # Without a stream the first token is the whole answer: the fixed slow threshold says
+        # nothing about that, what is normal for this mode does.
+        slow_s = None if target.provider.streams else self.latency.threshold(self.name)
+        circuit = self.circuit
+        permit = circuit.admit_trial(slow_s) if trial else circuit.admit(slow_s)
+        if permit is None:
+            return self._refusal()
+        self.limit.enter(native=native)
+        return Visit(self, permit, native=native)
+
+    def _refusal(self) -> Refusal:
+        phase = self.circuit.phase()
+        if phase is Phase.FORCED_OPEN:
+            return Refusal("forced")
+        if phase is Phase.RECOVERING:
+            return Refusal("recovering", 1.0)
+        return Refusal("circuit_open", self.circuit.until())
+
+
+_FORCED = frozenset({Phase.FORCED_OPEN, Phase.FORCED_CLOSED})
+
+
+class Ladder:
+    """The rungs, best first.
+
+    Args:
+        rungs: best first, never empty.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, rungs: Sequence[Rung], clock: Clock) -> None:
+        self.rungs = list(rungs)
+        self._index = {rung.name: rung.index for rung in self.rungs}
+        self._clock = clock
+        self._last_panic = float("-inf")
+
+    def __iter__(self) -> Iterator[Rung]:
+        return iter(self.rungs)
+
+    def __len__(self) -> int:
+        return len(self.rungs)
+
+    def index(self, mode: str) -> int:
+        """The rung of a mode, 0 is the best; the caller has checked that it exists."""
+        return self._index[mode]
+
+    def below(self, start: int, *, allow_degrade: bool) -> list[Rung]:
+        """The rungs a request for rung `start` may use, best first; never one above it."""
+        return self.rungs[start:] if allow_degrade else self.rungs[start : start + 1]
+
+    def saturated(self, start: int, *, allow_degrade: bool) -> bool:
+        """Whether a slot is all that is missing: some allowed mode is well, but none has room.
+
+        Only then does waiting help; a mode that is open is no reason to queue.
+        """
+        well = [r for r in self.below(start, allow_degrade=allow_degrade) if not r.downshifted]
+        return bool(well) and not any(r.room(native=r.index == start) for r in well)
+
+    def panic(self, start: int) -> Rung | None:
+        """If every mode is open: the one open longest, at most once each 5 s (B9).
+
+        Total-outage recovery must not wait for a 300 s hold.
+        """
+        now = self._clock()
+        if now - self._last_panic < _PANIC_EVERY_S:
+            return None
+        if not all(rung.circuit.phase().downshifted for rung in self.rungs):
+            return None
+        candidates = [
+            rung
+            for rung in self.rungs[start:]
+            if rung.circuit.phase() in (Phase.OPEN, Phase.PROBE_DUE)
+        ]
+        if not candidates:
+            return None
+        self._last_panic = now
+        return min(candidates, key=lambda rung: rung.circuit.opened or now)
