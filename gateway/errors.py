@@ -83,6 +83,9 @@ class ConfigError(GatewayError, ValueError):
         file: path of the file, or None for a configuration built in code.
         table: the TOML table, such as `modes.creative.targets[0]`.
         key: the key in that table.
+
+    Attributes:
+        reason: the message without the place.
     """
 
     code = "config_error"
@@ -97,6 +100,7 @@ class ConfigError(GatewayError, ValueError):
     ) -> None:
         place = ": ".join(part for part in (file, f"[{table}]" if table else None, key) if part)
         super().__init__(f"{place}: {message}" if place else message)
+        self.reason = message
         self.file, self.table, self.key = file, table, key
 
 

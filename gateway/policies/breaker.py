@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 
 import aiobreaker
-from aiobreaker.state import State as State
+from aiobreaker.state import CircuitBreakerState as State
 from aiobreaker.storage.base import CircuitBreakerStorage
 
 from gateway.clock import Clock

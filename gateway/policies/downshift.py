@@ -6,6 +6,7 @@ can come between. The layer that walks the ladder is `gateway.middleware.circuit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
@@ -124,6 +125,10 @@ class Rung:
         self.on_leave: Callable[[], None] = lambda: None
         self._clock = clock
 
+    def now(self) -> float:
+        """The clock the rung lives by."""
+        return self._clock()
+
     @property
     def downshifted(self) -> bool:
         """Whether requests for this mode are answered by a lower one, by circuit or by rest."""
@@ -143,7 +148,19 @@ class Rung:
     def too_slow(self, elapsed_s: float) -> bool:
         """Whether that long without a first token is not normal for this mode."""
         slow_s = self.circuit.options.slow_s
-        return 0 < slow_s <= elapsed_s or self.latency.is_slow(self.name, elapsed_s)
+        normal = self.latency.slow_s(self.name)
+        return 0 < slow_s <= elapsed_s or elapsed_s >= max(1.0, 3.0 * normal)
+
+    def _overdue_s(self, target: Target) -> float | None:
+        """Overdue threshold for a visit to `target`; None is the circuit's own.
+
+        Without a stream the first token is the whole answer: a fixed threshold says nothing about
+        that, but what is normal for this mode does, once it is known.
+        """
+        if target.provider.streams:
+            return None
+        normal = self.latency.slow_s(self.name)
+        return max(self.circuit.options.slow_s, normal) if math.isfinite(normal) else 0.0
 
     def room(self, *, native: bool) -> bool:
         """Whether one more may start now, by limit and by recovery ramp."""
@@ -183,9 +200,7 @@ class Rung:
             return Refusal("cooling", resting) if resting else Refusal("context")
         if not self.limit.room(native=native):
             return Refusal("saturated", 1.0)
-        # Without a stream the first token is the whole answer: the fixed slow threshold says
-        # nothing about that, what is normal for this mode does.
-        slow_s = None if target.provider.streams else self.latency.threshold(self.name)
+        slow_s = self._overdue_s(target)
         circuit = self.circuit
         permit = circuit.admit_trial(slow_s) if trial else circuit.admit(slow_s)
         if permit is None:

@@ -1,0 +1,493 @@
+"""Gateway: the one object an application holds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from gateway.clock import Clock
+from gateway.config import Config
+from gateway.detectors.latency import LatencyDetector
+from gateway.detectors.quality import QualityDetector
+from gateway.errors import ConfigError, GatewayError, InvalidRequest
+from gateway.events import ConfigReloaded, EventBus, Listener
+from gateway.generation import CacheControl, Chunk, Generation, Message, Served
+from gateway.middleware.base import Answer
+from gateway.pipeline import Pipeline
+from gateway.reload import Reloads
+from gateway.validation import build_request
+
+if TYPE_CHECKING:
+    import httpx
+
+    from gateway.stores.sqlite import FeedbackStore
+    from gateway.sync import LoopThread
+
+_T = TypeVar("_T")
+_RECENT = 10_000
+
+
+class Gateway:
+    """Routes generation requests to modes, downshifts when Qwen falters, and heals by itself.
+
+    Belongs to the event loop it is first used in. Close it, or use it as a context manager::
+
+        async with Gateway.from_toml("config.toml") as gateway:
+            answer = await gateway.generate("Name three woody perfume notes", mode="creative")
+
+    Args:
+        config: what to serve; see `Config`.
+        clock: monotonic seconds; tests and simulations bring their own.
+        listeners: told of every event, see `gateway.events`.
+
+    Raises:
+        ConfigError: a target cannot be built.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        clock: Clock = time.monotonic,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
+        self._clock = clock
+        self._events = EventBus()
+        for listener in listeners:
+            self._events.listen(listener)
+        self._latency = LatencyDetector()
+        self._quality = QualityDetector()
+        self._recent: dict[str, tuple[str, str]] = {}
+        self._feedback: FeedbackStore | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sync: LoopThread | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._pipeline = self._build(config, None)
+        self._reloads = Reloads(config, self._swap, clock)
+
+    @classmethod
+    def from_toml(
+        cls,
+        path: str | os.PathLike[str] = "config.toml",
+        *,
+        listeners: Sequence[Listener] = (),
+    ) -> Self:
+        """Build a gateway from a configuration file.
+
+        Raises:
+            ConfigError: names file, table, key and the remedy.
+        """
+        return cls(Config.from_toml(path), listeners=listeners)
+
+    @classmethod
+    def wrap(
+        cls,
+        client: object | Mapping[str, object],
+        *,
+        config: Mapping[str, Any] | None = None,
+        clock: Clock = time.monotonic,
+        listeners: Sequence[Listener] = (),
+    ) -> Self:
+        """Put the ladder over a Qwen client that already exists.
+
+        Args:
+            client: any sync or async callable `prompt -> str`; an object shaped like `AsyncOpenAI`,
+                `OpenAI` or dashscope's `Generation`; or `{mode: client}`, best mode first. One
+                client alone serves creative, balanced and fast with each mode's own sampling.
+            config: further tables as in config.toml (`circuit`, `cache`, ...), without `modes`.
+            clock, listeners: see `Gateway`.
+
+        Raises:
+            ConfigError: not something that can be called.
+        """
+        from gateway.wrapping import wrapped_config  # noqa: PLC0415
+
+        return cls(wrapped_config(client, config or {}), clock=clock, listeners=listeners)
+
+    # -- asking ---------------------------------------------------------------------------------
+
+    async def generate(
+        self,
+        prompt: str | Sequence[Message],
+        mode: str | None = None,
+        *,
+        deadline: float | None = None,
+        allow_degrade: bool = True,
+        cache: CacheControl | bool = True,
+        tenant: str = "",
+        priority: int = 1,
+        **sampling: Any,
+    ) -> Generation:
+        """Answer a prompt, from the best mode at or below the one asked for that can.
+
+        Args:
+            prompt: a string, or chat messages in OpenAI's shape.
+            mode: a mode's name; None is the best mode.
+            deadline: seconds until there must be an answer or an error; None is the mode's own.
+            allow_degrade: False raises `CircuitOpen` instead of answering from a lower mode.
+            cache: False neither reads nor keeps; see `CacheControl` for more.
+            tenant: answers are never shared between tenants.
+            priority: 0 goes first when a queue forms.
+            **sampling: any body field (`temperature`, `tools`, `response_format`, ...), passed on.
+
+        Returns:
+            The whole answer; its `mode`, `degraded` and `reason` say honestly who answered.
+
+        Raises:
+            InvalidRequest: an argument is wrong; nothing was sent.
+            AllModesFailed: no allowed mode could answer.
+            CircuitOpen, AdmissionRejected, DeadlineExceeded, UpstreamError: see `gateway.errors`.
+        """
+        self._check_loop()
+        pipeline = self._pipeline
+        request = build_request(
+            prompt,
+            mode=self._mode(mode),
+            now=self._clock(),
+            params=sampling,
+            deadline_s=deadline,
+            allow_degrade=allow_degrade,
+            cache=cache,
+            tenant=tenant,
+            priority=priority,
+        )
+        answer = await pipeline.answer(request)
+        try:
+            return await answer.finish()
+        finally:
+            answer.close()
+
+    def stream(
+        self,
+        prompt: str | Sequence[Message],
+        mode: str | None = None,
+        *,
+        deadline: float | None = None,
+        allow_degrade: bool = True,
+        cache: CacheControl | bool = True,
+        tenant: str = "",
+        priority: int = 1,
+        on_interrupt: str = "error",
+        **sampling: Any,
+    ) -> GenerationStream:
+        """Answer a prompt piece by piece; arguments as in `generate`.
+
+        Use as `async with gateway.stream(...) as stream: async for chunk in stream: ...`. Entering
+        waits for the first content token: until then a failing mode is walked past unseen.
+
+        Args:
+            on_interrupt: when the answer breaks after its first token: "error" raises
+                `StreamInterrupted` with the partial text; "continue" lets the next mode go on
+                where the text stopped, if its backend can.
+        """
+        request = build_request(
+            prompt,
+            mode=self._mode(mode),
+            now=self._clock(),
+            params=sampling,
+            deadline_s=deadline,
+            allow_degrade=allow_degrade,
+            cache=cache,
+            tenant=tenant,
+            priority=priority,
+            buffered=False,
+            on_interrupt=on_interrupt,
+        )
+
+        def open_answer() -> Coroutine[Any, Any, Answer]:
+            self._check_loop()
+            request.started = self._clock()
+            return _awaited(self._pipeline.answer(request))
+
+        return GenerationStream(open_answer)
+
+    def generate_sync(
+        self, prompt: str | Sequence[Message], mode: str | None = None, **options: Any
+    ) -> Generation:
+        """`generate` for scripts without an event loop; arguments and errors are the same.
+
+        The gateway then lives in a thread of its own; call `close` when done.
+        """
+        return self._in_thread(self.generate(prompt, mode, **options))
+
+    def transport(self, mode: str | None = None) -> httpx.AsyncBaseTransport:
+        """An httpx transport: puts the ladder under any httpx-based SDK, in one line::
+
+            AsyncOpenAI(http_client=httpx.AsyncClient(transport=gateway.transport()), ...)
+
+        Args:
+            mode: answers requests whose `model` is not a mode's name; None is the best mode.
+        """
+        from gateway.openai_api import OpenAIAPI  # noqa: PLC0415
+        from gateway.transport.httpx import FunctionTransport  # noqa: PLC0415
+
+        return FunctionTransport(OpenAIAPI(self, self._mode(mode)).handle)
+
+    # -- telling --------------------------------------------------------------------------------
+
+    async def feedback(
+        self, generation_id: str, rating: float, *, tenant: str = "", **fields: Any
+    ) -> None:
+        """Keep a rating of one generation; a later one replaces it.
+
+        Args:
+            generation_id: `Generation.id`.
+            rating: 1 (worst) to 5 (best).
+            tenant: who rates.
+            **fields: anything JSON can say, such as `user_id="user_123"`.
+
+        Raises:
+            InvalidRequest: no such id, rating out of range, or a field JSON cannot say.
+            GatewayError: the file cannot be written; the message names it.
+        """
+        from gateway.stores.sqlite import Feedback  # noqa: PLC0415
+
+        if not isinstance(generation_id, str) or not generation_id.startswith("gen-"):
+            raise InvalidRequest(
+                f"{generation_id!r} is no generation id; pass answer.id", param="generation_id"
+            )
+        # After a restart the mode is no longer known; the rating is kept all the same.
+        mode, model = self._recent.get(generation_id, ("", ""))
+        await self._feedback_store().add(
+            Feedback(
+                generation_id=generation_id,
+                rating=rating,
+                mode=mode,
+                model=model,
+                tenant=tenant,
+                fields=fields,
+                at=time.time(),
+            )
+        )
+        if mode:
+            self._quality.hear(mode, float(rating))
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Hear every event from now on; call the result to stop. See `gateway.events`."""
+        return self._events.listen(listener)
+
+    @property
+    def modes(self) -> list[str]:
+        """The modes' names, best first."""
+        return self._pipeline.modes.names
+
+    def status(self) -> dict[str, Any]:
+        """How things stand, as plain data; needs no traffic and changes nothing."""
+        from gateway.status import status_of  # noqa: PLC0415
+
+        status = status_of(self._pipeline, self._latency, self._quality)
+        return {**status, "config": self._reloads.status(), "listener_faults": self._events.faults}
+
+    # -- steering -------------------------------------------------------------------------------
+
+    def force(self, mode: str, how: str) -> None:
+        """Operators' switch for one mode.
+
+        Args:
+            mode: the mode's name.
+            how: "open" sends its requests down the ladder, "closed" ignores its circuit, "auto"
+                gives it back to the circuit, closed and ramping up.
+
+        Raises:
+            InvalidRequest: no such mode, or another word.
+        """
+        if how not in ("open", "closed", "auto"):
+            raise InvalidRequest(f"how must be open, closed or auto, got {how!r}", param="how")
+        pipeline = self._pipeline
+        pipeline.ladder.rungs[pipeline.modes.index(mode)].circuit.force(how)
+
+    def reload(self, config: Config | str | os.PathLike[str] | None = None) -> None:
+        """Swap the configuration. Requests under way keep the old one; circuits keep their state.
+
+        For a while afterwards the new one is on trial: if failures jump, the gateway returns to
+        the last configuration that was well, and says so in an event and in `status`.
+
+        Args:
+            config: a configuration or a file; None reads the present file again.
+
+        Raises:
+            ConfigError: the new configuration is broken; the old one stays in force.
+        """
+        try:
+            if config is None:
+                if self._pipeline.config.source is None:
+                    raise ConfigError("this gateway was not built from a file; pass a Config")
+                config = Config.from_toml(self._pipeline.config.source)
+            elif not isinstance(config, Config):
+                config = Config.from_toml(Path(config))
+            self._reloads.apply(config)
+        except ConfigError as error:
+            self._events.emit(
+                ConfigReloaded(at=self._clock(), result="refused", detail=error.message)
+            )
+            raise
+
+    async def aclose(self) -> None:
+        """Stop what is under way, close connections and child processes. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        pipeline = self._pipeline
+        await pipeline.cache.aclose()
+        pipeline.gearbox.close()
+        for task in list(self._closing):
+            await asyncio.wait([task])
+        for provider in {id(p): p for _, p in pipeline.providers}.values():
+            await provider.aclose()
+        await pipeline.clients.aclose()
+        await pipeline.store.aclose()
+        if self._feedback is not None:
+            await self._feedback.aclose()
+
+    def close(self) -> None:
+        """`aclose` for scripts that used `generate_sync`."""
+        if self._sync is not None:
+            self._sync.run(self.aclose())
+            self._sync.stop()
+            self._sync = None
+
+    async def __aenter__(self) -> Self:
+        self._check_loop()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _mode(self, mode: str | None) -> str:
+        modes = self._pipeline.modes
+        if mode is None:
+            return modes[0].name
+        modes.index(mode)
+        return mode
+
+    def _build(self, config: Config, before: Pipeline | None) -> Pipeline:
+        return Pipeline(config, self._clock, self._events, self._latency, self._ended, before)
+
+    def _swap(self, config: Config, result: str) -> None:
+        """Put a configuration in force; close what the old one alone used when it is idle."""
+        old = self._pipeline
+        self._pipeline = new = self._build(config, old)
+        self._events.emit(
+            ConfigReloaded(at=self._clock(), result=result, detail=config.source or "")
+        )
+
+        def retire() -> None:
+            old.on_idle = None
+            unused = old.unused_since(new)
+            if (unused or old.store is not new.store) and self._loop is not None:
+                task = self._loop.create_task(self._retire(old, new))
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+
+        old.on_idle = retire
+        if old.in_flight == 0:
+            retire()
+
+    async def _retire(self, old: Pipeline, new: Pipeline) -> None:
+        for provider in old.unused_since(new):
+            await provider.aclose()
+        if old.store is not new.store:
+            await old.store.aclose()
+
+    def _ended(self, generation: Generation | None, error: BaseException | None) -> None:
+        if generation is not None:
+            recent = self._recent
+            recent[generation.id] = (generation.served.mode, generation.served.model)
+            if len(recent) > _RECENT:
+                del recent[next(iter(recent))]
+        self._reloads.hear(generation, error)
+
+    def _feedback_store(self) -> FeedbackStore:
+        if self._feedback is None:
+            from gateway.stores.sqlite import FeedbackStore  # noqa: PLC0415
+
+            self._feedback = FeedbackStore(self._pipeline.config.feedback.path)
+        return self._feedback
+
+    def _check_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise GatewayError(
+                "this gateway belongs to another event loop; make one per loop, "
+                "or use generate_sync from threads"
+            )
+        if self._closed:
+            raise GatewayError("this gateway is closed")
+
+    def _in_thread(self, work: Coroutine[Any, Any, _T]) -> _T:
+        from gateway.sync import LoopThread  # noqa: PLC0415
+
+        if self._sync is None:
+            self._sync = LoopThread()
+        return self._sync.run(work)
+
+
+class GenerationStream:
+    """An answer piece by piece. Enter it, iterate it once; leaving it early cancels upstream.
+
+    Attributes:
+        served: who answers and why; there once it is entered.
+    """
+
+    def __init__(self, open_answer: Callable[[], Coroutine[Any, Any, Answer]]) -> None:
+        self._open_answer = open_answer
+        self._answer: Answer | None = None
+        self._chunks: list[Chunk] = []
+
+    @property
+    def served(self) -> Served:
+        """Who answers and why; complete once the stream is entered."""
+        return self._entered().served
+
+    async def __aenter__(self) -> Self:
+        self._answer = await self._open_answer()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._entered().close()
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        answer = self._entered()
+        while chunks := await answer.read():
+            for chunk in chunks:
+                yield chunk
+
+    async def batches(self) -> AsyncIterator[list[Chunk]]:
+        """Chunks as they arrive together, one list per wake-up: the cheap way to relay them."""
+        answer = self._entered()
+        while chunks := await answer.read():
+            yield chunks
+
+    async def finish(self) -> Generation:
+        """Read to the end and return the whole answer."""
+        return await self._entered().finish()
+
+    def _entered(self) -> Answer:
+        if self._answer is None:
+            raise GatewayError("use `async with gateway.stream(...) as stream:`")
+        return self._answer
+
+
+async def _awaited(answer: Any) -> Answer:
+    result: Answer = await answer
+    return result

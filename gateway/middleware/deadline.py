@@ -1,0 +1,38 @@
+"""2 One absolute deadline, made at the door and subtracted everywhere below (B1).
+
+The layers below read `request.deadline` each time they wait; nothing restarts a clock.
+"""
+
+from __future__ import annotations
+
+from gateway.clock import Clock
+from gateway.errors import DeadlineExceeded
+from gateway.generation import GenerationRequest
+from gateway.middleware.base import Answer, Handler
+from gateway.policies.downshift import Ladder
+
+
+class Deadline:
+    """Gives a request without a deadline that of its mode; refuses one whose time is up.
+
+    Args:
+        ladder: knows each mode's `deadline_s`.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, ladder: Ladder, clock: Clock) -> None:
+        self._ladder = ladder
+        self._clock = clock
+
+    async def __call__(self, request: GenerationRequest, call_next: Handler) -> Answer:
+        """Pass the request on with a finite deadline.
+
+        Raises:
+            DeadlineExceeded: the deadline had passed before anything was done.
+        """
+        if request.deadline == float("inf"):
+            mode = self._ladder.rungs[self._ladder.index(request.mode)].mode
+            request.deadline = request.started + mode.deadline_s
+        if request.deadline <= self._clock():
+            raise DeadlineExceeded("the deadline had passed before the request was sent")
+        return await call_next(request)

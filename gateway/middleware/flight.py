@@ -1,0 +1,241 @@
+"""One upstream call, any number of callers (B21).
+
+The call runs in a task of its own: a caller that goes away hurts nobody, and the last one to
+leave cancels it. What arrives is kept in a log that each caller reads at its own pace, so a slow
+reader never looks like a slow upstream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from gateway.clock import Clock
+from gateway.errors import DeadlineExceeded, GatewayError
+from gateway.generation import Chunk, Generation, GenerationRequest, Served
+from gateway.middleware.base import Answer, Handler
+
+Keep = Callable[[Generation], Awaitable[None] | None]
+"""Says whether a whole answer is worth keeping, and if so how to keep it; that is done after
+everyone who waits has been told."""
+
+
+class Flight:
+    """One request under way for everyone who asked the same.
+
+    Args:
+        request: the first caller's; later callers may extend its deadline.
+        call_next: who answers.
+        keep: see `Keep`.
+        gone: told when the flight takes nobody on any more. Perhaps more than once.
+        clock: monotonic seconds.
+
+    Attributes:
+        log: chunks so far; stays empty for callers who want one piece.
+        served: who answers, None until it commits.
+        generation, error: how it ended.
+    """
+
+    __slots__ = (
+        "_call_next",
+        "_gone",
+        "_keep",
+        "_loop",
+        "_sleepers",
+        "_task",
+        "clock",
+        "ended",
+        "error",
+        "generation",
+        "log",
+        "passengers",
+        "request",
+        "served",
+    )
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        call_next: Handler,
+        keep: Keep,
+        gone: Callable[[Flight], None],
+        clock: Clock,
+    ) -> None:
+        self.request = request
+        self.clock = clock
+        self.log: list[Chunk] = []
+        self.served: Served | None = None
+        self.generation: Generation | None = None
+        self.error: BaseException | None = None
+        self.ended = False
+        self.passengers = 0
+        self._call_next = call_next
+        self._keep = keep
+        self._gone = gone
+        self._loop = asyncio.get_running_loop()
+        self._sleepers: list[asyncio.Future[None]] = []
+        self._task = self._loop.create_task(self._fly())
+
+    def board(self, request: GenerationRequest) -> Passenger:
+        """Take a caller on. Its deadline is its own; the flight's is the latest of all."""
+        self.passengers += 1
+        passenger = Passenger(self, request)
+        self.request.deadline = max(self.request.deadline, request.deadline)
+        return passenger
+
+    async def abort(self) -> None:
+        """Stop it, whoever is aboard, and wait until everything it held is free."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    def leave(self) -> None:
+        """A caller is done with it; with the last one the upstream call goes too."""
+        self.passengers -= 1
+        if self.passengers == 0 and not self.ended:
+            self._gone(self)
+            self._task.cancel()
+
+    async def news(self, deadline: float) -> None:
+        """Wait until something changed.
+
+        Raises:
+            DeadlineExceeded: `deadline` came first.
+        """
+        sleeper: asyncio.Future[None] = self._loop.create_future()
+        self._sleepers.append(sleeper)
+        delay = max(0.0, deadline - self.clock())
+        timer = self._loop.call_later(delay, _too_late, sleeper)
+        try:
+            await sleeper
+        finally:
+            timer.cancel()
+
+    def _wake(self) -> None:
+        sleepers, self._sleepers = self._sleepers, []
+        for sleeper in sleepers:
+            if not sleeper.done():
+                sleeper.set_result(None)
+
+    async def _fly(self) -> None:
+        answer: Answer | None = None
+        keeping: Awaitable[None] | None = None
+        try:
+            answer = await self._call_next(self.request)
+            self.served = answer.served
+            if not self.request.buffered:
+                while chunks := await answer.read():
+                    self.served = answer.served
+                    self.log += chunks
+                    self._wake()
+            self.generation = await answer.finish()
+            keeping = self._keep(self.generation)
+        except BaseException as error:  # noqa: BLE001 - handed to every passenger, who raises it
+            self.error = error
+        finally:
+            if answer is not None:
+                answer.close()
+            self.ended = True
+            self._gone(self)
+            self._wake()
+        if keeping is not None:
+            await keeping
+
+
+class Passenger(Answer):
+    """One caller's view of a flight."""
+
+    __slots__ = ("_aboard", "_deadline", "_flight", "_position", "_request")
+
+    def __init__(self, flight: Flight, request: GenerationRequest) -> None:
+        super().__init__(Served(requested_mode=request.mode, mode=""))
+        self._flight = flight
+        self._request = request
+        self._deadline = request.deadline
+        self._position = 0
+        self._aboard = True
+
+    async def opened(self) -> None:
+        """Wait for the commit point: the first content token, or the end for a whole answer.
+
+        Raises:
+            GatewayError: no mode answered; or the deadline passed first.
+        """
+        flight = self._flight
+        try:
+            while not flight.ended and (flight.served is None or self._request.buffered):
+                await flight.news(self._deadline)
+            if flight.served is None or (flight.ended and self._request.buffered):
+                self._raise_if_failed()
+        except BaseException:
+            self._leave()
+            raise
+        assert flight.served is not None
+        self.served = flight.served
+
+    async def read(self) -> list[Chunk]:
+        """Return what has arrived since the last read."""
+        flight = self._flight
+        try:
+            while self._position >= len(flight.log):
+                if flight.ended:
+                    self._raise_if_failed()
+                    self._ended(flight.generation, None)
+                    return []
+                await flight.news(self._deadline)
+            chunks = flight.log[self._position :] if self._position else flight.log.copy()
+            self._position += len(chunks)
+            if flight.served is not None:
+                self.served = flight.served
+        except BaseException as error:
+            self._fail(error)
+            raise
+        else:
+            return chunks
+
+    async def finish(self) -> Generation:
+        """Wait for the whole."""
+        flight = self._flight
+        try:
+            while not flight.ended:
+                await flight.news(self._deadline)
+            self._raise_if_failed()
+        except BaseException as error:
+            self._fail(error)
+            raise
+        assert flight.generation is not None
+        generation = flight.generation
+        if flight.request is not self._request:
+            generation = msgspec.structs.replace(generation, id=self._request.id)
+        self.served = generation.served
+        self._ended(generation, None)
+        return generation
+
+    def close(self) -> None:
+        """Leave the flight."""
+        self._leave()
+        self._ended(None, None)
+
+    def _fail(self, error: BaseException) -> None:
+        if isinstance(error, DeadlineExceeded) and not error.partial:
+            error.partial = "".join(chunk.text for chunk in self._flight.log)
+        self._leave()
+        self._ended(None, error)
+
+    def _leave(self) -> None:
+        if self._aboard:
+            self._aboard = False
+            self._flight.leave()
+
+    def _raise_if_failed(self) -> None:
+        error = self._flight.error
+        if isinstance(error, asyncio.CancelledError):
+            raise GatewayError("the gateway was closed while it answered")
+        if error is not None:
+            raise error.with_traceback(None)
+
+
+def _too_late(sleeper: asyncio.Future[None]) -> None:
+    if not sleeper.done():
+        sleeper.set_exception(DeadlineExceeded("no answer by the caller's deadline"))

@@ -1,0 +1,253 @@
+"""3 Hit, miss, single flight, stale-if-error.
+
+Fresh native -> fresh stand-in while downshifted -> live -> stale on an upstream fault -> error
+(B20). A key is made of everything that changes the answer, the tenant, and the identity that
+*served* it (B18): a stand-in can never outlive a recovery as a full-quality answer.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Awaitable
+from typing import Any
+
+import msgspec
+
+from gateway.assembly import chunks_of
+from gateway.clock import Clock
+from gateway.errors import (
+    AllModesFailed,
+    CircuitOpen,
+    DeadlineExceeded,
+    GatewayError,
+    UpstreamError,
+    UpstreamRejected,
+)
+from gateway.generation import Chunk, Generation, GenerationRequest, Served
+from gateway.middleware.base import Answer, Handler
+from gateway.middleware.flight import Flight
+from gateway.policies.downshift import Ladder, Rung
+from gateway.policies.ttl import CacheOptions
+from gateway.stores.base import Entry, Store, size_of
+
+# Sorted keys, so that two callers who set the same fields in another order share an answer.
+_CANONICAL = msgspec.msgpack.Encoder(order="sorted")
+_WHOLE = frozenset({"stop", "tool_calls", "function_call"})
+
+
+class ResponseCache:
+    """Answers from the store what it can, and sends each distinct question upstream once.
+
+    Args:
+        store: where answers are kept.
+        options: lifetimes, see `CacheOptions`.
+        ladder: knows which mode is downshifted now.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, store: Store, options: CacheOptions, ladder: Ladder, clock: Clock) -> None:
+        self._store = store
+        self._options = options
+        self._ladder = ladder
+        self._clock = clock
+        self._flights: dict[bytes, Flight] = {}
+        self._airborne: set[Flight] = set()
+
+    async def __call__(self, request: GenerationRequest, call_next: Handler) -> Answer:
+        """Answer from the store, from a flight already under way, or from upstream."""
+        question = self._question(request)
+        if self._options.enabled and request.cache.read:
+            hit = await self._find_fresh(request, question)
+            if hit is not None:
+                return hit
+        passenger = self._flight(request, question, call_next).board(request)
+        try:
+            await passenger.opened()
+        except GatewayError as error:
+            if not self._may_serve_stale(request, error):
+                raise
+            stale = await self._find_stale(request, question, error)
+            if stale is None:
+                raise
+            return stale
+        return passenger
+
+    # -- keys -----------------------------------------------------------------------------------
+
+    def _question(self, request: GenerationRequest) -> bytes:
+        asked = _CANONICAL.encode((request.messages, request.params, request.tenant))
+        return hashlib.sha256(asked).digest()
+
+    def _key(self, question: bytes, rung: Rung) -> bytes:
+        return question + rung.identity
+
+    # -- looking --------------------------------------------------------------------------------
+
+    async def _find_fresh(self, request: GenerationRequest, question: bytes) -> Answer | None:
+        start, max_age_s = self._ladder.index(request.mode), request.cache.max_age_s
+        for rung in self._ladder.below(start, allow_degrade=request.allow_degrade):
+            native = rung.index == start
+            entry = await self._store.get(self._key(question, rung))
+            if entry is not None:
+                age_s = self._clock() - entry.stored_at
+                if self._options.fresh(age_s, native=native, max_age_s=max_age_s):
+                    return self._hit(request, rung, entry, age_s)
+            if not rung.downshifted:
+                return None  # this mode answers live: nothing below it may stand in
+        return None
+
+    def _may_serve_stale(self, request: GenerationRequest, error: GatewayError) -> bool:
+        """Only for faults of the upstream: never to hide a refusal or a caller's mistake."""
+        fault = isinstance(error, (AllModesFailed, CircuitOpen, DeadlineExceeded, UpstreamError))
+        return (
+            fault
+            and not isinstance(error, UpstreamRejected)
+            and self._options.enabled
+            and request.cache.stale_if_error
+        )
+
+    async def _find_stale(
+        self, request: GenerationRequest, question: bytes, error: GatewayError
+    ) -> Answer | None:
+        start = self._ladder.index(request.mode)
+        for rung in self._ladder.below(start, allow_degrade=request.allow_degrade):
+            entry = await self._store.get(self._key(question, rung))
+            if entry is not None:
+                age_s = self._clock() - entry.stored_at
+                if self._options.usable_stale(age_s):
+                    return self._hit(request, rung, entry, age_s, because=error)
+        return None
+
+    def _hit(
+        self,
+        request: GenerationRequest,
+        rung: Rung,
+        entry: Entry,
+        age_s: float,
+        because: GatewayError | None = None,
+    ) -> Answer:
+        wanted = self._ladder.rungs[self._ladder.index(request.mode)]
+        degraded = rung is not wanted
+        reason = "circuit_open" if degraded else None
+        stored = entry.generation
+        served = Served(
+            requested_mode=request.mode,
+            mode=rung.name,
+            model=stored.model,
+            target=stored.served.target,
+            degraded=degraded,
+            reason="upstream_error" if because else reason,
+            until=wanted.until(),
+            cached=True,
+            stale=because is not None,
+            age_s=age_s,
+            ttl_s=0.0 if because else self._options.ttl(downshifted=degraded),
+            first_token_s=self._clock() - request.started,
+        )
+        return CachedAnswer(request, stored, served, self._clock)
+
+    # -- flying ---------------------------------------------------------------------------------
+
+    def _flight(self, request: GenerationRequest, question: bytes, call_next: Handler) -> Flight:
+        """Join the flight of those who asked the same in the same way, or start one."""
+        how = f"{request.mode}|{request.buffered}|{request.allow_degrade}|{request.on_interrupt}"
+        key = question + how.encode()
+        shared = request.cache.read and request.cache.store
+        flight = self._flights.get(key) if shared else None
+        if flight is not None:
+            return flight
+
+        def keep(generation: Generation) -> Awaitable[None] | None:
+            return self._keep(request, question, generation)
+
+        def gone(flight: Flight) -> None:
+            self._airborne.discard(flight)
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+
+        flight = Flight(request, call_next, keep, gone, self._clock)
+        self._airborne.add(flight)
+        if shared:
+            self._flights[key] = flight
+        return flight
+
+    def _keep(
+        self, request: GenerationRequest, question: bytes, generation: Generation
+    ) -> Awaitable[None] | None:
+        """Keep a whole answer under who served it. Never a truncated, filtered or empty one."""
+        whole = all(choice.get("finish_reason") in _WHOLE for choice in generation.choices)
+        if not (self._options.enabled and request.cache.store and whole and generation.choices):
+            return None
+        served = generation.served
+        served.ttl_s = self._options.ttl(downshifted=served.degraded)
+        rung = self._ladder.rungs[self._ladder.index(served.mode)]
+        stored = msgspec.structs.replace(generation, choices=own_copy(generation.choices))
+        entry = Entry(
+            generation=stored,
+            stored_at=self._clock(),
+            mode=rung.name,
+            identity=rung.identity.hex(),
+            size=size_of(stored),
+        )
+        return self._store.put(self._key(question, rung), entry, self._options.lifetime_s)
+
+    async def aclose(self) -> None:
+        """Stop every flight and free what it holds."""
+        for flight in list(self._airborne):
+            await flight.abort()
+
+
+def own_copy(choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A copy that a caller may change without reaching what is stored."""
+    return [
+        copy.deepcopy(choice)
+        if "tool_calls" in choice["message"] or choice.get("logprobs")
+        else {**choice, "message": dict(choice["message"])}
+        for choice in choices
+    ]
+
+
+class CachedAnswer(Answer):
+    """A stored answer, replayed whole or as a stream."""
+
+    __slots__ = ("_clock", "_request", "_stored", "_unread")
+
+    def __init__(
+        self, request: GenerationRequest, stored: Generation, served: Served, clock: Clock
+    ) -> None:
+        super().__init__(served)
+        self._request = request
+        self._stored = stored
+        self._clock = clock
+        self._unread = True
+
+    async def read(self) -> list[Chunk]:
+        """Return the whole answer as chunks, then the end."""
+        if self._unread:
+            self._unread = False
+            return chunks_of(self._stored)
+        self._ended(self._whole(), None)
+        return []
+
+    async def finish(self) -> Generation:
+        """Return the stored answer under this request's id."""
+        generation = self._whole()
+        self._ended(generation, None)
+        return generation
+
+    def close(self) -> None:
+        """Nothing to let go."""
+        self._ended(None, None)
+
+    def _whole(self) -> Generation:
+        stored = self._stored
+        return Generation(
+            id=self._request.id,
+            choices=own_copy(stored.choices),
+            served=self.served,
+            usage=stored.usage,
+            created=stored.created,
+            extra=stored.extra,
+            duration_s=self._clock() - self._request.started,
+        )

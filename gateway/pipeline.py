@@ -1,0 +1,196 @@
+"""The path of a request, on one page.
+
+    observe -> deadline -> response_cache (single flight) -> admission -> circuit_breaker -> provider
+
+A hit never reaches admission, so answers from the store work in a total outage; admission stands
+before the ladder, so an open mode holds no place in the queue.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping
+
+import msgspec
+
+from gateway.clock import Clock
+from gateway.config import Config
+from gateway.detectors.latency import LatencyDetector
+from gateway.errors import ConfigError
+from gateway.events import CircuitChanged, EventBus
+from gateway.generation import Generation, GenerationRequest
+from gateway.middleware.admission import Admission
+from gateway.middleware.base import Answer, Handler, compose
+from gateway.middleware.circuit_breaker import CircuitBreaker
+from gateway.middleware.deadline import Deadline
+from gateway.middleware.observe import Observe
+from gateway.middleware.response_cache import ResponseCache
+from gateway.modes import ModeOptions, Modes, TargetOptions
+from gateway.policies.budget import RetryBudget
+from gateway.policies.circuit import Circuit
+from gateway.policies.downshift import Ladder, Rung, Target
+from gateway.policies.limit import Limit
+from gateway.policies.phases import CircuitOptions, Transition
+from gateway.providers.base import Provider
+from gateway.registry import Clients, build_provider, build_store, resolve
+from gateway.stores.base import Store
+
+
+class Pipeline:
+    """A configuration brought to life: the ladder and the layers above it.
+
+    Built anew on each reload. Circuits, limits, providers and the store are taken over from the
+    pipeline before where their names and options allow, so a reload forgets nothing it need not.
+
+    Args:
+        config: what to build.
+        clock: monotonic seconds.
+        events: told what happens.
+        latency: what first-token times are normal, kept across reloads.
+        on_end: told of every request's end.
+        before: the pipeline this one replaces.
+
+    Raises:
+        ConfigError: a target cannot be built; names the table.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        events: EventBus,
+        latency: LatencyDetector,
+        on_end: Callable[[Generation | None, BaseException | None], None],
+        before: Pipeline | None = None,
+    ) -> None:
+        self.config = config
+        self.modes = Modes(config.modes)
+        self.in_flight = 0
+        self.on_idle: Callable[[], None] | None = None
+        self.providers: list[tuple[TargetOptions, Provider]] = []
+        self._on_end = on_end
+        self._clock = clock
+        self._events = events
+        self.clients = before.clients if before else Clients()
+        self.store = self._store(before)
+        self.ladder = Ladder(self._rungs(latency, before), clock)
+        self.cache = ResponseCache(self.store, config.cache, self.ladder, clock)
+        self.admission = Admission(self.ladder, config.admission, clock)
+        self.gearbox = CircuitBreaker(self.ladder, clock, events)
+        self._handle: Handler = compose(
+            [
+                Observe(events, clock, self._ended),  # 1 what happened, told once
+                Deadline(self.ladder, clock),  # 2 one absolute deadline
+                self.cache,  # 3 hit, miss, single flight, stale-if-error
+                self.admission,  # 4 shed before it queues
+            ],
+            terminal=self.gearbox,  # 5 the ladder
+        )
+
+    def answer(self, request: GenerationRequest) -> Awaitable[Answer]:
+        """Send one request down the path."""
+        self.in_flight += 1
+        return self._handle(request)
+
+    def unused_since(self, after: Pipeline) -> list[Provider]:
+        """The providers that `after`, which replaced this pipeline, did not take over."""
+        kept = {id(provider) for _, provider in after.providers}
+        return [provider for _, provider in self.providers if id(provider) not in kept]
+
+    def _ended(self, generation: Generation | None, error: BaseException | None) -> None:
+        self.in_flight -= 1
+        self._on_end(generation, error)
+        if self.in_flight == 0 and self.on_idle is not None:
+            self.on_idle()
+
+    def _store(self, before: Pipeline | None) -> Store:
+        config = self.config.cache
+        if before is not None:
+            old = before.config.cache
+            if (old.path, old.max_bytes) == (config.path, config.max_bytes):
+                return before.store
+        return build_store(config, self._clock)
+
+    def _rungs(self, latency: LatencyDetector, before: Pipeline | None) -> list[Rung]:
+        old = {rung.name: rung for rung in before.ladder} if before else {}
+        budgets = {
+            target.provider.domain: target.budget for rung in old.values() for target in rung.targets
+        }
+        lowest = len(self.config.modes) - 1
+        rungs = []
+        for index, mode in enumerate(self.config.modes):
+            options = self.config.circuit
+            if index == lowest:
+                options = options.for_bottom()  # nothing below it: short holds (B9)
+            previous = old.get(mode.name)
+            if previous is not None:
+                limit, circuit = previous.limit, previous.circuit
+                limit.resize(mode.max_in_flight)
+                circuit.options = options
+            else:
+                limit = Limit(mode.max_in_flight, self._clock)
+                circuit = _circuit(mode.name, options, limit, self._clock, self._events)
+            targets = [
+                self._target(mode, number, budgets, before) for number in range(len(mode.targets))
+            ]
+            identity = _identity(mode, targets)
+            rungs.append(
+                Rung(index, mode, circuit, limit, targets, latency, self._clock, identity)
+            )
+        return rungs
+
+    def _target(
+        self,
+        mode: ModeOptions,
+        number: int,
+        budgets: dict[str, RetryBudget],
+        before: Pipeline | None,
+    ) -> Target:
+        options = resolve(mode.targets[number], mode.name)
+        built = self.providers + (before.providers if before else [])
+        provider = next((p for known, p in built if known == options), None)
+        if provider is None:
+            try:
+                provider = build_provider(options, self.clients)
+            except ConfigError as error:
+                raise ConfigError(
+                    error.reason,
+                    file=self.config.source,
+                    table=f"modes.{mode.name}.targets[{number}]",
+                    key=error.key,
+                ) from error
+        self.providers.append((options, provider))
+        budget = budgets.get(provider.domain)
+        if budget is None:
+            budget = budgets[provider.domain] = RetryBudget(self.config.budget)
+        return Target(provider, budget, options.weight)
+
+
+def _circuit(
+    mode: str, options: CircuitOptions, limit: Limit, clock: Clock, events: EventBus
+) -> Circuit:
+    def tell(moved: Transition) -> None:
+        events.emit(
+            CircuitChanged(
+                at=clock(),
+                mode=mode,
+                old=moved.old,
+                new=moved.new,
+                cause=moved.cause,
+                epoch=moved.epoch,
+                until=circuit.until(),
+            )
+        )
+
+    circuit = Circuit(mode, options, clock, limit=lambda: limit.current, on_change=tell)
+    return circuit
+
+
+def _identity(mode: ModeOptions, targets: list[Target]) -> bytes:
+    """What makes this mode's answers its own (B18): who answers, and with which defaults."""
+    answers: Mapping[str, object] = {
+        "targets": sorted(target.provider.identity for target in targets),
+        "sampling": dict(mode.sampling),
+        "thinking": mode.thinking,
+    }
+    return hashlib.sha256(msgspec.msgpack.encode(answers, order="sorted")).digest()
