@@ -88,10 +88,7 @@ class Window:
     def _recompute(self) -> None:
         values = self._values
         n = len(values)
-        # Shifting by one of the values first keeps a window of equal values at exactly 0.
-        k = values[-1]
-        k += math.fsum([x - k for x in values]) / n
-        self._k = k
+        self._k = k = math.fsum(values) / n
         shifted = [x - k for x in values]
         self._s1 = math.fsum(shifted)
         self._s2 = self._peak = math.fsum([d * d for d in shifted])

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import statistics
+from fractions import Fraction
 
 import pytest
 
@@ -54,11 +55,25 @@ def test_a_level_that_moves_far_away_keeps_its_small_spread() -> None:
     assert window.variance == pytest.approx(statistics.pvariance(window.values), rel=1e-6)
 
 
-def test_equal_values_have_exactly_no_spread_even_after_others() -> None:
-    window = filled(50, [random.Random(2).gauss(0, 1e6) for _ in range(50)])
-    for _ in range(50):
-        window.push(0.1)
-    assert (window.mean, window.std) == (0.1, 0.0)
+@pytest.mark.parametrize(("size", "value"), [(3, 0.1), (6, 0.7), (9, 0.9), (50, 0.1)])
+def test_equal_values_have_exactly_no_spread_even_after_others(size: int, value: float) -> None:
+    rng = random.Random(2)
+    window = filled(size, [rng.gauss(0, 1e6) for _ in range(size)])
+    for _ in range(size):
+        window.push(value)
+    assert (window.mean, window.std) == (value, 0.0)
+
+
+def test_rounding_does_not_pile_up_over_many_wraps() -> None:
+    rng = random.Random(0)
+    window, exact_moments = Window(50), 0
+    for n in range(20_000):
+        window.push(rng.uniform(-1, 1) * (1 if n // 50 % 2 else 60))  # no digits lost at once
+        if n >= 19_900 and window.state_dict()["since"] == 0:
+            exact_moments += 1
+            exact = statistics.pvariance(map(Fraction, window.values))
+            assert window.variance == pytest.approx(float(exact), rel=1e-14)
+    assert exact_moments == 2
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e150, -1e200])

@@ -1,0 +1,93 @@
+"""Answers kept in this process: least recently used out first, bounded by bytes."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from cachetools import TLRUCache
+
+from gateway.clock import Clock
+from gateway.stores.base import Entry
+
+OVERHEAD = 700
+"""Bytes an entry costs beside its answer: key, entry, and cachetools' three indexes (measured)."""
+
+
+class _Kept(NamedTuple):
+    entry: Entry
+    lifetime_s: float
+
+
+class _Cache(TLRUCache[bytes, _Kept]):
+    """cachetools' cache with a lifetime for each item, counting what it pushes out for room."""
+
+    def __init__(self, max_bytes: int, clock: Clock) -> None:
+        super().__init__(
+            max_bytes,
+            ttu=lambda _key, kept, now: now + kept.lifetime_s,
+            timer=clock,
+            getsizeof=lambda kept: kept.entry.size + OVERHEAD,
+        )
+        self.evicted = 0
+
+    def popitem(self) -> tuple[bytes, _Kept]:
+        self.evicted += 1
+        return super().popitem()
+
+
+class MemoryStore:
+    """A `Store` in memory.
+
+    Args:
+        max_bytes: bound on the sum of all entries' sizes, `OVERHEAD` each included; default 64 MiB.
+        clock: monotonic seconds, the same that stamps `Entry.stored_at`.
+    """
+
+    def __init__(self, max_bytes: int = 67_108_864, *, clock: Clock = time.monotonic) -> None:
+        self._cache = _Cache(max_bytes, clock)
+        self._hits = self._misses = self._puts = self._dropped = 0
+
+    async def get(self, key: bytes) -> Entry | None:
+        try:
+            kept = self._cache[key]
+        except KeyError:  # absent or past its lifetime
+            self._misses += 1
+            return None
+        self._hits += 1
+        return kept.entry
+
+    async def put(self, key: bytes, entry: Entry, lifetime_s: float) -> None:
+        self._puts += 1
+        # cachetools leaves the old value in place where it refuses the new one: too large
+        # (ValueError), or already past its lifetime (silently, in its older versions).
+        try:
+            if lifetime_s > 0.0:
+                self._cache[key] = _Kept(entry, lifetime_s)
+                return
+        except ValueError:
+            pass
+        self._dropped += 1
+        self._cache.pop(key, None)
+
+    async def delete(self, key: bytes) -> None:
+        self._cache.pop(key, None)
+
+    async def clear(self) -> None:
+        self._cache.clear()
+
+    def stats(self) -> dict[str, int]:
+        """As in `Store`, and `entries`, `bytes`, `max_bytes` and `evicted` as of now."""
+        return {
+            "hits": self._hits,
+            "misses": self._misses,
+            "puts": self._puts,
+            "dropped": self._dropped,
+            "evicted": self._cache.evicted,
+            "entries": len(self._cache),
+            "bytes": int(self._cache.currsize),
+            "max_bytes": int(self._cache.maxsize),
+        }
+
+    async def aclose(self) -> None:
+        self._cache.clear()
