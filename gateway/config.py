@@ -142,7 +142,7 @@ def _config(tables: Mapping[str, Any], source: str | None) -> Config:
     modes = tables.get("modes", {})
     if not isinstance(modes, Mapping):
         raise ConfigError("expected tables such as [modes.creative]", key="modes")
-    read = {
+    read: dict[str, Any] = {
         name: _options(options, tables[name], name)
         for name, options in parts.items()
         if name in tables

@@ -122,6 +122,7 @@ class Gateway:
         cache: CacheControl | bool = True,
         tenant: str = "",
         priority: int = 1,
+        extra_body: Mapping[str, Any] | None = None,
         **sampling: Any,
     ) -> Generation:
         """Answer a prompt, from the best mode at or below the one asked for that can.
@@ -134,7 +135,8 @@ class Gateway:
             cache: False neither reads nor keeps; see `CacheControl` for more.
             tenant: answers are never shared between tenants.
             priority: 0 goes first when a queue forms.
-            **sampling: any body field (`temperature`, `tools`, `response_format`, ...), passed on.
+            extra_body: body fields whose names are arguments here too, such as vLLM's `priority`.
+            **sampling: any other body field (`temperature`, `tools`, ...), passed on whole.
 
         Returns:
             The whole answer; its `mode`, `degraded` and `reason` say honestly who answered.
@@ -151,6 +153,7 @@ class Gateway:
             mode=self._mode(mode),
             now=self._clock(),
             params=sampling,
+            extra_body=extra_body,
             deadline_s=deadline,
             allow_degrade=allow_degrade,
             cache=cache,
@@ -174,6 +177,7 @@ class Gateway:
         tenant: str = "",
         priority: int = 1,
         on_interrupt: str = "error",
+        extra_body: Mapping[str, Any] | None = None,
         **sampling: Any,
     ) -> GenerationStream:
         """Answer a prompt piece by piece; arguments as in `generate`.
@@ -191,6 +195,7 @@ class Gateway:
             mode=self._mode(mode),
             now=self._clock(),
             params=sampling,
+            extra_body=extra_body,
             deadline_s=deadline,
             allow_degrade=allow_degrade,
             cache=cache,
@@ -205,7 +210,7 @@ class Gateway:
             request.started = self._clock()
             return _awaited(self._pipeline.answer(request))
 
-        return GenerationStream(open_answer)
+        return GenerationStream(request.id, open_answer)
 
     def generate_sync(
         self, prompt: str | Sequence[Message], mode: str | None = None, **options: Any
@@ -441,10 +446,11 @@ class GenerationStream:
     """An answer piece by piece. Enter it, iterate it once; leaving it early cancels upstream.
 
     Attributes:
-        served: who answers and why; there once it is entered.
+        id: the generation's id, what `Gateway.feedback` refers to.
     """
 
-    def __init__(self, open_answer: Callable[[], Coroutine[Any, Any, Answer]]) -> None:
+    def __init__(self, id: str, open_answer: Callable[[], Coroutine[Any, Any, Answer]]) -> None:
+        self.id = id
         self._open_answer = open_answer
         self._answer: Answer | None = None
         self._chunks: list[Chunk] = []

@@ -71,7 +71,7 @@ class Pipeline:
         self._on_end = on_end
         self._clock = clock
         self._events = events
-        self.clients = before.clients if before else Clients()
+        self.clients: Clients = before.clients if before else Clients()
         self.store = self._store(before)
         self.ladder = Ladder(self._rungs(latency, before), clock)
         self.cache = ResponseCache(self.store, config.cache, self.ladder, clock)

@@ -27,11 +27,15 @@ class Clients:
     """HTTP clients, shared by all targets that reach their upstreams the same way."""
 
     def __init__(self) -> None:
-        self._clients: dict[tuple[str, float, str], Client] = {}
+        self._clients: dict[tuple[object, ...], Client] = {}
 
     def for_target(self, options: TargetOptions) -> Client:
-        """The client of this target's `transport`, `connect_s` and `ca_file`."""
-        key = (options.transport, options.connect_s, options.ca_file)
+        """The client of this target's `transport`, `connect_s` and `ca_file`.
+
+        With `transport = "httpx"`, `options["transport"]` may be any `httpx.AsyncBaseTransport`.
+        """
+        own = options.options.get("transport")
+        key = (options.transport, options.connect_s, options.ca_file, id(own) if own else None)
         if key not in self._clients:
             self._clients[key] = _TRANSPORTS[options.transport](options)
         return self._clients[key]

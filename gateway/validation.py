@@ -36,6 +36,7 @@ def build_request(
     mode: str,
     now: float,
     params: Mapping[str, Any],
+    extra_body: Mapping[str, Any] | None = None,
     deadline_s: float | None = None,
     allow_degrade: bool = True,
     cache: CacheControl | bool = True,
@@ -56,6 +57,7 @@ def build_request(
                 f"deadline must be a positive number of seconds, got {deadline_s!r}",
                 param="deadline",
             )
+    params = {**params, **(extra_body or {})}
     for name, remedy in _OURS.items():
         if name in params:
             raise InvalidRequest(f"{name} is not a sampling field: {remedy}", param=name)
@@ -70,7 +72,7 @@ def build_request(
         id=new_id(),
         mode=mode,
         messages=check_messages(prompt),
-        params=dict(params),
+        params=params,
         deadline=float("inf") if deadline_s is None else now + deadline_s,
         buffered=buffered,
         on_interrupt=on_interrupt,
@@ -104,7 +106,7 @@ def check_messages(prompt: str | Sequence[Message]) -> list[Message]:
     for number, message in enumerate(prompt):
         length += _check_message(message, f"messages[{number}]")
     _check_length(length)
-    return list(prompt)
+    return [dict(message) for message in prompt]
 
 
 def _check_message(message: Any, place: str) -> int:

@@ -112,7 +112,7 @@ class Rung:
         targets: Sequence[Target],
         latency: LatencyDetector,
         clock: Clock,
-        identity: str,
+        identity: bytes,
     ) -> None:
         self.index = index
         self.mode = mode
