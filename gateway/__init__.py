@@ -1,7 +1,7 @@
 """The LLM gateway that keeps answering: creative -> balanced -> fast when Qwen falters, honestly.
 
-    async with Gateway.from_toml("config.toml") as gateway:
-        answer = await gateway.generate("Name three woody perfume notes", mode="creative")
+async with Gateway.from_toml("config.toml") as gateway:
+    answer = await gateway.generate("Name three woody perfume notes", mode="creative")
 """
 
 from gateway.config import Config
@@ -24,9 +24,10 @@ from gateway.errors import (
     UpstreamUnavailable,
 )
 from gateway.events import Event, Listener
-from gateway.gateway import Gateway, GenerationStream
+from gateway.gateway import Gateway
 from gateway.generation import CacheControl, Chunk, Generation, Served, Usage
 from gateway.policies.phases import Phase
+from gateway.streaming import GenerationStream
 
 __all__ = [
     "AdmissionRejected",

@@ -101,7 +101,9 @@ class Config:
         try:
             text = Path(file).read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise ConfigError("no such file; copy config.toml from the project", file=file) from None
+            raise ConfigError(
+                "no such file; copy config.toml from the project", file=file
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot be read: {error}", file=file) from None
         try:
@@ -122,9 +124,7 @@ class Config:
         except ConfigError as error:
             if error.file or not source:
                 raise
-            raise ConfigError(
-                error.reason, file=source, table=error.table, key=error.key
-            ) from None
+            raise ConfigError(error.reason, file=source, table=error.table, key=error.key) from None
 
 
 def _config(tables: Mapping[str, Any], source: str | None) -> Config:
@@ -305,4 +305,3 @@ def _expand(value: Any, place: str) -> Any:
         return found
 
     return _VARIABLE.sub(variable, value)
-

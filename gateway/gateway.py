@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -16,15 +15,16 @@ from gateway.detectors.latency import LatencyDetector
 from gateway.detectors.quality import QualityDetector
 from gateway.errors import ConfigError, GatewayError, InvalidRequest
 from gateway.events import ConfigReloaded, EventBus, Listener
-from gateway.generation import CacheControl, Chunk, Generation, Message, Served
+from gateway.generation import CacheControl, Generation, Message
 from gateway.middleware.base import Answer
-from gateway.pipeline import Pipeline
-from gateway.reload import Reloads
+from gateway.reload import InForce
+from gateway.streaming import GenerationStream
 from gateway.validation import build_request
 
 if TYPE_CHECKING:
     import httpx
 
+    from gateway.pipeline import Pipeline
     from gateway.stores.sqlite import FeedbackStore
     from gateway.sync import LoopThread
 
@@ -66,10 +66,8 @@ class Gateway:
         self._feedback: FeedbackStore | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sync: LoopThread | None = None
-        self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
-        self._pipeline = self._build(config, None)
-        self._reloads = Reloads(config, self._swap, clock)
+        self._in_force = InForce(config, self._build, self._events, clock)
 
     @classmethod
     def from_toml(
@@ -147,7 +145,7 @@ class Gateway:
             CircuitOpen, AdmissionRejected, DeadlineExceeded, UpstreamError: see `gateway.errors`.
         """
         self._check_loop()
-        pipeline = self._pipeline
+        pipeline = self._in_force.pipeline
         request = build_request(
             prompt,
             mode=self._mode(mode),
@@ -205,10 +203,9 @@ class Gateway:
             on_interrupt=on_interrupt,
         )
 
-        def open_answer() -> Coroutine[Any, Any, Answer]:
+        def open_answer() -> Awaitable[Answer]:
             self._check_loop()
-            request.started = self._clock()
-            return _awaited(self._pipeline.answer(request))
+            return self._in_force.pipeline.answer(request)
 
         return GenerationStream(request.id, open_answer)
 
@@ -280,14 +277,14 @@ class Gateway:
     @property
     def modes(self) -> list[str]:
         """The modes' names, best first."""
-        return self._pipeline.modes.names
+        return self._in_force.pipeline.modes.names
 
     def status(self) -> dict[str, Any]:
         """How things stand, as plain data; needs no traffic and changes nothing."""
         from gateway.status import status_of  # noqa: PLC0415
 
-        status = status_of(self._pipeline, self._latency, self._quality)
-        return {**status, "config": self._reloads.status(), "listener_faults": self._events.faults}
+        status = status_of(self._in_force.pipeline, self._latency, self._quality)
+        return {**status, "config": self._in_force.status(), "listener_faults": self._events.faults}
 
     # -- steering -------------------------------------------------------------------------------
 
@@ -304,7 +301,7 @@ class Gateway:
         """
         if how not in ("open", "closed", "auto"):
             raise InvalidRequest(f"how must be open, closed or auto, got {how!r}", param="how")
-        pipeline = self._pipeline
+        pipeline = self._in_force.pipeline
         pipeline.ladder.rungs[pipeline.modes.index(mode)].circuit.force(how)
 
     def reload(self, config: Config | str | os.PathLike[str] | None = None) -> None:
@@ -321,12 +318,12 @@ class Gateway:
         """
         try:
             if config is None:
-                if self._pipeline.config.source is None:
+                config = self._in_force.pipeline.config.source
+                if config is None:
                     raise ConfigError("this gateway was not built from a file; pass a Config")
-                config = Config.from_toml(self._pipeline.config.source)
-            elif not isinstance(config, Config):
-                config = Config.from_toml(Path(config))
-            self._reloads.apply(config)
+            if not isinstance(config, Config):
+                config = Config.from_toml(config)
+            self._in_force.apply(config)
         except ConfigError as error:
             self._events.emit(
                 ConfigReloaded(at=self._clock(), result="refused", detail=error.message)
@@ -338,15 +335,7 @@ class Gateway:
         if self._closed:
             return
         self._closed = True
-        pipeline = self._pipeline
-        await pipeline.cache.aclose()
-        pipeline.gearbox.close()
-        for task in list(self._closing):
-            await asyncio.wait([task])
-        for provider in {id(p): p for _, p in pipeline.providers}.values():
-            await provider.aclose()
-        await pipeline.clients.aclose()
-        await pipeline.store.aclose()
+        await self._in_force.aclose()
         if self._feedback is not None:
             await self._feedback.aclose()
 
@@ -372,40 +361,17 @@ class Gateway:
     # -- inside ---------------------------------------------------------------------------------
 
     def _mode(self, mode: str | None) -> str:
-        modes = self._pipeline.modes
+        modes = self._in_force.pipeline.modes
         if mode is None:
             return modes[0].name
         modes.index(mode)
         return mode
 
     def _build(self, config: Config, before: Pipeline | None) -> Pipeline:
+        # Here and not at the top: whoever only imports us does not pay for what a pipeline needs.
+        from gateway.pipeline import Pipeline  # noqa: PLC0415
+
         return Pipeline(config, self._clock, self._events, self._latency, self._ended, before)
-
-    def _swap(self, config: Config, result: str) -> None:
-        """Put a configuration in force; close what the old one alone used when it is idle."""
-        old = self._pipeline
-        self._pipeline = new = self._build(config, old)
-        self._events.emit(
-            ConfigReloaded(at=self._clock(), result=result, detail=config.source or "")
-        )
-
-        def retire() -> None:
-            old.on_idle = None
-            unused = old.unused_since(new)
-            if (unused or old.store is not new.store) and self._loop is not None:
-                task = self._loop.create_task(self._retire(old, new))
-                self._closing.add(task)
-                task.add_done_callback(self._closing.discard)
-
-        old.on_idle = retire
-        if old.in_flight == 0:
-            retire()
-
-    async def _retire(self, old: Pipeline, new: Pipeline) -> None:
-        for provider in old.unused_since(new):
-            await provider.aclose()
-        if old.store is not new.store:
-            await old.store.aclose()
 
     def _ended(self, generation: Generation | None, error: BaseException | None) -> None:
         if generation is not None:
@@ -413,13 +379,13 @@ class Gateway:
             recent[generation.id] = (generation.served.mode, generation.served.model)
             if len(recent) > _RECENT:
                 del recent[next(iter(recent))]
-        self._reloads.hear(generation, error)
+        self._in_force.hear(generation, error)
 
     def _feedback_store(self) -> FeedbackStore:
         if self._feedback is None:
             from gateway.stores.sqlite import FeedbackStore  # noqa: PLC0415
 
-            self._feedback = FeedbackStore(self._pipeline.config.feedback.path)
+            self._feedback = FeedbackStore(self._in_force.pipeline.config.feedback.path)
         return self._feedback
 
     def _check_loop(self) -> None:
@@ -440,60 +406,3 @@ class Gateway:
         if self._sync is None:
             self._sync = LoopThread()
         return self._sync.run(work)
-
-
-class GenerationStream:
-    """An answer piece by piece. Enter it, iterate it once; leaving it early cancels upstream.
-
-    Attributes:
-        id: the generation's id, what `Gateway.feedback` refers to.
-    """
-
-    def __init__(self, id: str, open_answer: Callable[[], Coroutine[Any, Any, Answer]]) -> None:
-        self.id = id
-        self._open_answer = open_answer
-        self._answer: Answer | None = None
-        self._chunks: list[Chunk] = []
-
-    @property
-    def served(self) -> Served:
-        """Who answers and why; complete once the stream is entered."""
-        return self._entered().served
-
-    async def __aenter__(self) -> Self:
-        self._answer = await self._open_answer()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._entered().close()
-
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
-        answer = self._entered()
-        while chunks := await answer.read():
-            for chunk in chunks:
-                yield chunk
-
-    async def batches(self) -> AsyncIterator[list[Chunk]]:
-        """Chunks as they arrive together, one list per wake-up: the cheap way to relay them."""
-        answer = self._entered()
-        while chunks := await answer.read():
-            yield chunks
-
-    async def finish(self) -> Generation:
-        """Read to the end and return the whole answer."""
-        return await self._entered().finish()
-
-    def _entered(self) -> Answer:
-        if self._answer is None:
-            raise GatewayError("use `async with gateway.stream(...) as stream:`")
-        return self._answer
-
-
-async def _awaited(answer: Any) -> Answer:
-    result: Answer = await answer
-    return result

@@ -38,7 +38,9 @@ class OpenAIAPI:
                 return await self._chat(headers, body)
             if method == "GET" and route.endswith("/models"):
                 return 200, [_JSON], self._models()
-            raise _NotFound(f"{method} {route} is not offered here; chat/completions and models are")
+            raise _NotFound(
+                f"{method} {route} is not offered here; chat/completions and models are"
+            )
         except GatewayError as error:
             return error.http_status, wire.error_headers(error), wire.envelope(error)
 

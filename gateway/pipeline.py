@@ -92,8 +92,28 @@ class Pipeline:
         self.in_flight += 1
         return self._handle(request)
 
-    def unused_since(self, after: Pipeline) -> list[Provider]:
-        """The providers that `after`, which replaced this pipeline, did not take over."""
+    def leaves_behind(self, after: Pipeline) -> bool:
+        """Whether something of ours was not taken over by `after`, which replaced us."""
+        return bool(self._unused(after)) or self.store is not after.store
+
+    async def retire(self, after: Pipeline) -> None:
+        """Close what `after`, which replaced us, did not take over."""
+        self.gearbox.close()
+        for provider in self._unused(after):
+            await provider.aclose()
+        if self.store is not after.store:
+            await self.store.aclose()
+
+    async def aclose(self) -> None:
+        """Stop every request under way and close everything."""
+        await self.cache.aclose()
+        self.gearbox.close()
+        for provider in {id(provider): provider for _, provider in self.providers}.values():
+            await provider.aclose()
+        await self.clients.aclose()
+        await self.store.aclose()
+
+    def _unused(self, after: Pipeline) -> list[Provider]:
         kept = {id(provider) for _, provider in after.providers}
         return [provider for _, provider in self.providers if id(provider) not in kept]
 
@@ -114,7 +134,9 @@ class Pipeline:
     def _rungs(self, latency: LatencyDetector, before: Pipeline | None) -> list[Rung]:
         old = {rung.name: rung for rung in before.ladder} if before else {}
         budgets = {
-            target.provider.domain: target.budget for rung in old.values() for target in rung.targets
+            target.provider.domain: target.budget
+            for rung in old.values()
+            for target in rung.targets
         }
         lowest = len(self.config.modes) - 1
         rungs = []
@@ -134,9 +156,7 @@ class Pipeline:
                 self._target(mode, number, budgets, before) for number in range(len(mode.targets))
             ]
             identity = _identity(mode, targets)
-            rungs.append(
-                Rung(index, mode, circuit, limit, targets, latency, self._clock, identity)
-            )
+            rungs.append(Rung(index, mode, circuit, limit, targets, latency, self._clock, identity))
         return rungs
 
     def _target(

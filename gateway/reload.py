@@ -1,4 +1,4 @@
-"""A new configuration is on trial; one that makes things worse is taken back.
+"""The configuration in force. A new one is on trial; one that makes things worse is taken back.
 
 The shared primitives at work: `Snapshots` keep the configurations that were well, `Trial` compares
 what follows a change with what went before, `Rollback` returns.
@@ -6,38 +6,56 @@ what follows a change with what went before, `Rollback` returns.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gateway.clock import Clock
 from gateway.config import Config
 from gateway.errors import GatewayError, RequestRejected, UpstreamRejected
+from gateway.events import ConfigReloaded, EventBus
 from gateway.generation import Generation
 from gateway.policies.sampling import Sampling
 from gateway.policies.trial import Trial, Verdict
 from gateway.primitives.rollback import Rollback
 
+if TYPE_CHECKING:
+    from gateway.pipeline import Pipeline
+
 _BEFORE_S = 120.0
 
 
-class Reloads:
-    """Keeps configurations, and the one in force on trial after a reload.
+class InForce:
+    """Holds the pipeline that serves, replaces it, and returns to an earlier one if need be.
 
     Args:
         config: the first configuration, taken to be well.
-        swap: puts a configuration in force; told "applied" or "rolled_back".
+        build: makes a pipeline of a configuration and the pipeline it replaces.
+        events: told of every change.
         clock: monotonic seconds.
+
+    Attributes:
+        pipeline: what serves new requests; those under way keep the one they began with.
     """
 
-    def __init__(self, config: Config, swap: Callable[[Config, str], None], clock: Clock) -> None:
-        self._target = _InForce(config, swap)
-        self._rollback = Rollback(self._target, duplicate=lambda config: config)
-        self._rollback.commit(config.source or "")
-        self._rollback.healthy()
+    def __init__(
+        self,
+        config: Config,
+        build: Callable[[Config, Pipeline | None], Pipeline],
+        events: EventBus,
+        clock: Clock,
+    ) -> None:
+        self.pipeline = build(config, None)
+        self._build = build
+        self._events = events
         self._clock = clock
         self._outcomes = Sampling(_BEFORE_S)
         self._trial: Trial | None = None
         self._last = "none"
+        self._closing: set[asyncio.Task[None]] = set()
+        self._rollback = Rollback(self, duplicate=lambda config: config)
+        self._rollback.commit(config.source or "")
+        self._rollback.healthy()
 
     def apply(self, config: Config) -> None:
         """Put `config` in force, on trial.
@@ -45,11 +63,10 @@ class Reloads:
         Raises:
             ConfigError: it cannot be built; nothing has changed.
         """
-        self._target.become(config, "applied")
+        self._swap(config, "applied")
         self._rollback.commit(config.source or "")
         calls, failures = self._outcomes.totals(self._clock())
         self._trial = Trial((failures, calls), clock=self._clock)
-        self._last = "applied"
 
     def hear(self, generation: Generation | None, error: BaseException | None) -> None:
         """Count one request: an answer from a lower mode is worse than one as asked."""
@@ -68,7 +85,7 @@ class Reloads:
         if self._trial is not None:
             self._follow(self._trial.judge())
         return {
-            "source": self._target.config.source,
+            "source": self.pipeline.config.source,
             "last_reload": self._last,
             "on_trial": self._trial is not None,
         }
@@ -82,28 +99,42 @@ class Reloads:
             if self._rollback.current is not None:
                 self._rollback.suspect(self._rollback.current)
             self._rollback.rollback()
-            self._last = "rolled_back"
+
+    def state_dict(self) -> Config:
+        """The configuration in force, for `Rollback`."""
+        return self.pipeline.config
+
+    def load_state_dict(self, config: Config, /) -> None:
+        """Return to an earlier configuration, for `Rollback`."""
+        self._swap(config, "rolled_back")
+
+    async def aclose(self) -> None:
+        """Stop what is under way and close everything that was opened for it."""
+        pipeline = self.pipeline
+        await pipeline.aclose()
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    def _swap(self, config: Config, result: str) -> None:
+        """Build, then switch: a configuration that cannot be built changes nothing."""
+        old = self.pipeline
+        self.pipeline = new = self._build(config, old)
+        self._last = result
+        self._events.emit(
+            ConfigReloaded(at=self._clock(), result=result, detail=config.source or "")
+        )
+
+        def retire() -> None:
+            old.on_idle = None
+            task = asyncio.get_running_loop().create_task(old.retire(new))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+        if old.in_flight:
+            old.on_idle = retire
+        elif old.leaves_behind(new):
+            retire()
 
 
 def _callers_fault(error: GatewayError) -> bool:
     return isinstance(error, (RequestRejected, UpstreamRejected)) and error.http_status < 429
-
-
-class _InForce:
-    """The configuration in force, as something that can be rolled back."""
-
-    def __init__(self, config: Config, swap: Callable[[Config, str], None]) -> None:
-        self.config = config
-        self._swap = swap
-
-    def become(self, config: Config, result: str) -> None:
-        self._swap(config, result)
-        self.config = config
-
-    def state_dict(self) -> Config:
-        """The configuration."""
-        return self.config
-
-    def load_state_dict(self, config: Config, /) -> None:
-        """Return to a configuration."""
-        self.become(config, "rolled_back")

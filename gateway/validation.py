@@ -6,7 +6,7 @@ import itertools
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from gateway.errors import InvalidRequest
 from gateway.generation import CacheControl, GenerationRequest, Message
@@ -106,7 +106,7 @@ def check_messages(prompt: str | Sequence[Message]) -> list[Message]:
     for number, message in enumerate(prompt):
         length += _check_message(message, f"messages[{number}]")
     _check_length(length)
-    return [dict(message) for message in prompt]
+    return [dict(message) for message in cast("Sequence[Message]", prompt)]
 
 
 def _check_message(message: Any, place: str) -> int:

@@ -10,14 +10,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gateway.clock import Clock
 from gateway.errors import AdmissionRejected
 from gateway.generation import GenerationRequest
 from gateway.middleware.base import Answer, Handler
-from gateway.policies.downshift import Ladder
-from gateway.policies.limit import Limit
 from gateway.policies.sampling import Sampling
+
+if TYPE_CHECKING:  # config.py needs the options only, and importing a circuit is dear
+    from gateway.policies.downshift import Ladder
+    from gateway.policies.limit import Limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

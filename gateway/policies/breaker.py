@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import aiobreaker
 from aiobreaker.state import CircuitBreakerState as State
@@ -131,9 +131,7 @@ class _MonotonicStates(CircuitBreakerStorage):  # type: ignore[misc]
     A write of the state *is* a transition, whoever makes it: it starts a new epoch.
     """
 
-    def __init__(
-        self, clock: Clock, turned: Callable[[State, State], None]
-    ) -> None:
+    def __init__(self, clock: Clock, turned: Callable[[State, State], None]) -> None:
         super().__init__("monotonic")
         self.epoch = 0
         self.opened = 0.0
@@ -183,7 +181,7 @@ class _MonotonicStates(CircuitBreakerStorage):  # type: ignore[misc]
     @property
     def opened_at(self) -> datetime:
         """What aiobreaker's own arithmetic wants: naive UTC, derived from the monotonic stamp."""
-        now = datetime.now(timezone.utc).replace(tzinfo=None)
+        now = datetime.now(UTC).replace(tzinfo=None)
         return now - timedelta(seconds=self._clock() - self.opened)
 
     @opened_at.setter

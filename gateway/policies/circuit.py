@@ -305,9 +305,7 @@ class Circuit:
         self._recent.clear()
         self._last_token = -math.inf
         if new is State.OPEN:
-            relapse = (
-                old is State.HALF_OPEN or now < self._ramp_from + self._options.ramp_s
-            )
+            relapse = old is State.HALF_OPEN or now < self._ramp_from + self._options.ramp_s
             self._relapses = self._relapses + 1 if relapse else 0
             self._probe = None
         elif new is State.CLOSED:

@@ -80,7 +80,9 @@ class Permit:
 
     __slots__ = ("counted", "epoch", "lease_until", "probe", "settled", "slow_s", "started")
 
-    def __init__(self, epoch: int, started: float, slow_s: float, lease_until: float | None) -> None:
+    def __init__(
+        self, epoch: int, started: float, slow_s: float, lease_until: float | None
+    ) -> None:
         self.epoch = epoch
         self.started = started
         self.slow_s = slow_s

