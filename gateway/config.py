@@ -1,4 +1,4 @@
-"""config.toml -> frozen options. Unknown keys, wrong types and wrong units are errors with a remedy.
+"""config.toml -> frozen options. Unknown keys, wrong types and units are errors with a remedy.
 
 Each table's options stand at the top of the file they configure; this file only gathers them.
 """
@@ -184,7 +184,7 @@ def _target(table: Any, place: str) -> TargetOptions:
     return target
 
 
-# -- one table --------------------------------------------------------------------------------------
+# -- one table ------------------------------------------------------------------------------
 
 _SAMPLING = frozenset(
     {

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from gateway.clock import Clock
 from gateway.config import Config
 from gateway.detectors.latency import LatencyDetector
-from gateway.detectors.quality import QualityDetector
 from gateway.errors import ConfigError, GatewayError, InvalidRequest
 from gateway.events import ConfigReloaded, EventBus, Listener
 from gateway.generation import CacheControl, Generation, Message
 from gateway.middleware.base import Answer
+from gateway.ratings import Ratings
 from gateway.reload import InForce
 from gateway.streaming import GenerationStream
 from gateway.validation import build_request
@@ -25,11 +25,9 @@ if TYPE_CHECKING:
     import httpx
 
     from gateway.pipeline import Pipeline
-    from gateway.stores.sqlite import FeedbackStore
     from gateway.sync import LoopThread
 
 _T = TypeVar("_T")
-_RECENT = 10_000
 
 
 class Gateway:
@@ -61,9 +59,7 @@ class Gateway:
         for listener in listeners:
             self._events.listen(listener)
         self._latency = LatencyDetector()
-        self._quality = QualityDetector()
-        self._recent: dict[str, tuple[str, str]] = {}
-        self._feedback: FeedbackStore | None = None
+        self._ratings = Ratings(config.feedback.path)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sync: LoopThread | None = None
         self._closed = False
@@ -248,27 +244,7 @@ class Gateway:
             InvalidRequest: no such id, rating out of range, or a field JSON cannot say.
             GatewayError: the file cannot be written; the message names it.
         """
-        from gateway.stores.sqlite import Feedback  # noqa: PLC0415
-
-        if not isinstance(generation_id, str) or not generation_id.startswith("gen-"):
-            raise InvalidRequest(
-                f"{generation_id!r} is no generation id; pass answer.id", param="generation_id"
-            )
-        # After a restart the mode is no longer known; the rating is kept all the same.
-        mode, model = self._recent.get(generation_id, ("", ""))
-        await self._feedback_store().add(
-            Feedback(
-                generation_id=generation_id,
-                rating=rating,
-                mode=mode,
-                model=model,
-                tenant=tenant,
-                fields=fields,
-                at=time.time(),
-            )
-        )
-        if mode:
-            self._quality.hear(mode, float(rating))
+        await self._ratings.add(generation_id, rating, tenant, fields)
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Hear every event from now on; call the result to stop. See `gateway.events`."""
@@ -283,7 +259,7 @@ class Gateway:
         """How things stand, as plain data; needs no traffic and changes nothing."""
         from gateway.status import status_of  # noqa: PLC0415
 
-        status = status_of(self._in_force.pipeline, self._latency, self._quality)
+        status = status_of(self._in_force.pipeline, self._latency, self._ratings.quality)
         return {**status, "config": self._in_force.status(), "listener_faults": self._events.faults}
 
     # -- steering -------------------------------------------------------------------------------
@@ -336,8 +312,7 @@ class Gateway:
             return
         self._closed = True
         await self._in_force.aclose()
-        if self._feedback is not None:
-            await self._feedback.aclose()
+        await self._ratings.aclose()
 
     def close(self) -> None:
         """`aclose` for scripts that used `generate_sync`."""
@@ -375,18 +350,8 @@ class Gateway:
 
     def _ended(self, generation: Generation | None, error: BaseException | None) -> None:
         if generation is not None:
-            recent = self._recent
-            recent[generation.id] = (generation.served.mode, generation.served.model)
-            if len(recent) > _RECENT:
-                del recent[next(iter(recent))]
+            self._ratings.remember(generation)
         self._in_force.hear(generation, error)
-
-    def _feedback_store(self) -> FeedbackStore:
-        if self._feedback is None:
-            from gateway.stores.sqlite import FeedbackStore  # noqa: PLC0415
-
-            self._feedback = FeedbackStore(self._in_force.pipeline.config.feedback.path)
-        return self._feedback
 
     def _check_loop(self) -> None:
         loop = asyncio.get_running_loop()

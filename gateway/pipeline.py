@@ -1,6 +1,6 @@
 """The path of a request, on one page.
 
-    observe -> deadline -> response_cache (single flight) -> admission -> circuit_breaker -> provider
+    observe -> deadline -> response_cache -> admission -> circuit_breaker -> provider
 
 A hit never reaches admission, so answers from the store work in a total outage; admission stands
 before the ladder, so an open mode holds no place in the queue.

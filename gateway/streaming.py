@@ -18,8 +18,8 @@ class GenerationStream:
         id: the generation's id, what `Gateway.feedback` refers to.
     """
 
-    def __init__(self, id: str, open_answer: Callable[[], Awaitable[Answer]]) -> None:
-        self.id = id
+    def __init__(self, generation_id: str, open_answer: Callable[[], Awaitable[Answer]]) -> None:
+        self.id = generation_id
         self._open_answer = open_answer
         self._answer: Answer | None = None
         self._chunks: list[Chunk] = []

@@ -1,4 +1,4 @@
-"""What a caller hands in -> a `GenerationRequest`, or an `InvalidRequest` that says what to mend."""
+"""What a caller hands in -> a `GenerationRequest`, or an `InvalidRequest` with the remedy."""
 
 from __future__ import annotations
 
