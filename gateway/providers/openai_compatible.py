@@ -1,0 +1,211 @@
+"""One target behind an OpenAI-compatible HTTP API: the hot path of the gateway.
+
+call --request_body--> JSON --client--> bytes --replies--> chunks
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from gateway.errors import (
+    ConfigError,
+    InvalidRequest,
+    UpstreamError,
+    UpstreamTimeout,
+)
+from gateway.modes import TargetOptions
+from gateway.providers import qwen
+from gateway.providers.base import Call, Reply
+from gateway.providers.capabilities import Continuation, capabilities
+from gateway.providers.decoding import CarefulDecoder
+from gateway.providers.dialects import parse_error
+from gateway.providers.repairs import Lessons
+from gateway.providers.replies import StreamReply, WholeReply
+from gateway.providers.request_body import Accent, Speaker
+from gateway.transport.base import Client, Origin, Response, header_line, request_head
+
+_T = TypeVar("_T")
+
+_encode = msgspec.json.Encoder().encode
+
+_MAX_ERROR_BYTES = 64 * 1024
+
+
+class OpenAICompatible:
+    """One endpoint and model; a `Provider`.
+
+    Args:
+        options: the target; `kind` picks its row in `capabilities`.
+        client: sends the requests. Not closed here: it may be shared.
+        api_key: sent as a bearer token, None sends none. Shown nowhere.
+
+    Raises:
+        ConfigError: unknown kind, a model that must be named, an address or header that cannot be
+            sent.
+    """
+
+    def __init__(self, options: TargetOptions, client: Client, *, api_key: str | None) -> None:
+        row = capabilities(options.kind)
+        model = options.model or row.model
+        if model is None:
+            raise ConfigError(f"kind {options.kind!r} must be told which model", key="model")
+        base_url = (options.base_url or row.base_url).rstrip("/")
+        hosted = options.kind == "dashscope"
+        self.name = f"{options.kind}/{model}" if model else options.kind
+        self.model = model
+        self.context_window = options.context_window or (
+            qwen.context_window(model) if hosted else None
+        )
+        always_thinks = hosted and qwen.switch(model) is qwen.Switch.ALWAYS
+        known = Lessons(
+            stream_only=hosted and qwen.stream_only(model),
+            always_thinks=always_thinks,
+            max_tokens=qwen.output_cap(model) if hosted else None,
+        )
+        self._speaker = Speaker(Accent(row, model, known))
+        self.continues = row.continuation is not Continuation.NONE and not always_thinks
+        self._kind = options.kind
+        self.streams = options.stream_upstream or known.stream_only
+        self._headers_s = options.headers_s
+        self._client = client
+        self._decoder = CarefulDecoder(options.kind, self.name, api_key)
+        self._origin, self._head = _address(base_url, options, api_key)
+        digest = hashlib.sha256((api_key or "").encode()).hexdigest()[:8]
+        self.domain = f"{self._origin}#{digest}"
+        # Without the query: some put their key there.
+        self.identity = f"{options.kind} {self._origin}{urlsplit(base_url).path} {model}"
+
+    def __repr__(self) -> str:
+        return f"OpenAICompatible({self.name!r}, {str(self._origin)!r})"
+
+    async def open(self, call: Call) -> Reply:
+        """Send the call; see `Provider.open`.
+
+        A refusal that says how to ask better is obeyed once and remembered, see `Speaker`.
+
+        Raises:
+            InvalidRequest: the call holds something that is not JSON.
+        """
+        return await self._speaker.ask(self._attempt, call)
+
+    async def aclose(self) -> None:
+        """Nothing of this target's own is open: connections belong to the client."""
+
+    async def _attempt(self, call: Call, accent: Accent) -> Reply:
+        self.streams = stream = self.streams or accent.lessons.stream_only
+        body = accent.body(call, stream=stream)
+        try:
+            payload = _encode(body)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidRequest(f"the request cannot be sent as JSON: {error}") from error
+        head = self._head
+        request_id = call.request_id
+        if request_id and request_id.isascii() and request_id.isprintable():
+            head += b"x-request-id: %b\r\n" % request_id.encode("ascii")
+        sent = self._client.request(self._origin, head, payload)
+        try:
+            # Unstreamed, the headers come with the whole answer: that has the mode's own deadline.
+            response = await (self._within_headers_s(sent) if stream else sent)
+        except UpstreamError as error:
+            error.target = error.target or self.name
+            raise
+        try:
+            return await self._reply(response, body.get("n"))
+        except BaseException:
+            response.close()
+            raise
+
+    async def _reply(self, response: Response, n: object) -> Reply:
+        if not 200 <= response.status < 300:
+            raise await self._refusal(response)
+        media_type = encoding = b""
+        for name, value in response.headers:
+            if name == b"content-type":
+                media_type = value.lower()
+            elif name == b"content-encoding":
+                encoding = value
+        if encoding not in (b"", b"identity"):
+            raise self._decoder.malformed("an encoding nobody asked for")
+        # What it says it is goes before what was asked for: some servers ignore `stream`.
+        if media_type.startswith(b"text/event-stream"):
+            return StreamReply(self._decoder, response, n if isinstance(n, int) else 1)
+        if media_type.startswith(b"application/json"):
+            return WholeReply(self._decoder, response)
+        shown = media_type.decode("latin-1")[:50] or "nothing"
+        raise self._decoder.malformed(f"{shown} as its content type")
+
+    async def _refusal(self, response: Response) -> UpstreamError:
+        """The error that an answer other than 2xx means; leaves the connection fit for reuse."""
+        try:
+            body = await response.read_all(_MAX_ERROR_BYTES)
+            response.release()
+        except UpstreamError:
+            body = b""  # the status alone says enough
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in response.headers
+        }
+        return parse_error(
+            response.status,
+            headers,
+            body,
+            kind=self._kind,
+            target=self.name,
+            secret=self._decoder.secret,
+        )
+
+    async def _within_headers_s(self, sent: Awaitable[_T]) -> _T:
+        """Wait for the response headers, `headers_s` at most; `asyncio.timeout` costs 5 µs more."""
+        task = asyncio.current_task()
+        if task is None:
+            return await sent
+        expired = False
+
+        def expire() -> None:
+            nonlocal expired
+            expired = True
+            task.cancel()
+
+        cancelling = task.cancelling()
+        timer = asyncio.get_running_loop().call_later(self._headers_s, expire)
+        try:
+            return await sent
+        except asyncio.CancelledError:
+            if expired and task.uncancel() <= cancelling:
+                raise UpstreamTimeout(
+                    f"{self.name} sent no response headers within {self._headers_s:g} s",
+                    phase="headers",
+                    target=self.name,
+                ) from None
+            raise
+        finally:
+            timer.cancel()
+
+
+def _address(base_url: str, options: TargetOptions, api_key: str | None) -> tuple[Origin, bytes]:
+    """Where requests go, and everything of a request that never changes."""
+    try:
+        origin = Origin.from_url(base_url)
+    except ValueError as error:
+        raise ConfigError(str(error), key="base_url") from None
+    parts = urlsplit(base_url)
+    path = f"{parts.path}/chat/completions" + (f"?{parts.query}" if parts.query else "")
+    headers = {
+        "accept": "text/event-stream, application/json",
+        "content-type": "application/json",
+        "user-agent": "downshift-gateway",
+    }
+    if api_key:
+        headers["authorization"] = f"Bearer {api_key}"
+    headers.update((name.lower(), value) for name, value in options.headers.items())
+    try:
+        for name, value in headers.items():
+            header_line(name, value)
+        return origin, request_head("POST", path, origin, headers.items())
+    except ValueError as error:
+        raise ConfigError(str(error), key="headers") from None

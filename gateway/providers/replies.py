@@ -1,0 +1,156 @@
+"""An HTTP answer as chunks: as events, or in one piece.
+
+bytes --SSESplitter--> payloads --decoding--> chunks
+"""
+
+from __future__ import annotations
+
+from gateway.errors import ErrorKind, StreamInterrupted, UpstreamError
+from gateway.generation import Chunk
+from gateway.providers.decoding import NOT_JSON, CarefulDecoder, fast_chunk, fold_reasoning
+from gateway.sse import END, EventTooLarge, SSESplitter
+from gateway.transport.base import Response
+
+
+class WholeReply:
+    """An answer in one piece: one chunk, then the end."""
+
+    __slots__ = ("_decoder", "_ended", "_response")
+
+    def __init__(self, decoder: CarefulDecoder, response: Response) -> None:
+        self._decoder = decoder
+        self._response = response
+        self._ended = False
+
+    async def read(self) -> list[Chunk]:
+        if self._ended:
+            return []
+        decoder = self._decoder
+        try:
+            chunk = decoder.chunk(await self._response.read_all())
+            if chunk is None:
+                raise decoder.malformed("JSON that is no completion")
+        except UpstreamError as error:
+            error.target = error.target or decoder.target
+            self._response.close()
+            raise
+        self._ended = True
+        self._response.release()
+        return [chunk]
+
+    def close(self) -> None:
+        self._response.close()
+
+
+class StreamReply:
+    """An answer as events. Ends cleanly only behind `[DONE]` or a finish reason for each choice."""
+
+    __slots__ = (
+        "_begun",
+        "_decoder",
+        "_ended",
+        "_error",
+        "_finished",
+        "_n",
+        "_response",
+        "_seen",
+        "_splitter",
+    )
+
+    def __init__(self, decoder: CarefulDecoder, response: Response, n: int) -> None:
+        self._decoder = decoder
+        self._response = response
+        self._n = n
+        self._splitter = SSESplitter()
+        self._begun = False
+        self._ended = False
+        self._error: UpstreamError | None = None  # raised once what came before it was read
+        self._seen: set[int] = set()  # choices other than 0 that have begun
+        self._finished: set[int] = set()
+
+    async def read(self) -> list[Chunk]:
+        while not self._ended:
+            if self._error is not None:
+                raise self._error
+            try:
+                data = await self._response.read_some()
+            except UpstreamError as error:
+                chunks = self._over(error)
+            else:
+                chunks = self._decode(data) if data else self._over(None)
+            if chunks:
+                return chunks
+        return []
+
+    def close(self) -> None:
+        self._response.close()
+
+    def _decode(self, data: bytes) -> list[Chunk]:
+        """The chunks that one read of the socket brought. An error waits for the next read."""
+        chunks: list[Chunk] = []
+        try:
+            for payload in self._splitter.feed(data):
+                usual = self._begun
+                try:
+                    chunk = fast_chunk(payload)
+                    for choice in chunk.choices:
+                        if choice.finish_reason is not None:
+                            usual = False
+                        if choice.index:
+                            self._seen.add(choice.index)
+                        if choice.delta.reasoning is not None:
+                            fold_reasoning(choice.delta)
+                except NOT_JSON:
+                    usual = False
+                if usual and chunk.choices:
+                    chunks.append(chunk)
+                elif payload == END:
+                    self._finish()
+                    break
+                elif payload:
+                    self._add_carefully(payload, chunks)
+            if self._splitter.error is not None:
+                raise self._decoder.error(self._splitter.error)
+        except EventTooLarge:
+            self._fail(self._decoder.malformed("an event too large to read"))
+        except UpstreamError as error:
+            self._fail(error)
+        return chunks
+
+    def _add_carefully(self, payload: bytes, chunks: list[Chunk]) -> None:
+        chunk = self._decoder.chunk(payload)
+        if chunk is None:
+            return
+        self._begun = True
+        for choice in chunk.choices:
+            self._seen.add(choice.index)
+            if choice.finish_reason is not None:
+                self._finished.add(choice.index)
+        chunks.append(chunk)
+
+    def _over(self, cut: UpstreamError | None) -> list[Chunk]:
+        """The body is over, by itself or cut: a clean end only if every choice said that it ended.
+
+        Behind the last finish reason nothing but the usage can be missing.
+        """
+        chunks: list[Chunk] = []
+        if cut is None and self._splitter.pending:
+            chunks = self._decode(b"\n\n")  # some servers leave out the last blank line
+        if self._ended or (self._error and self._error.kind is not ErrorKind.MALFORMED):
+            return chunks
+        if 0 in self._finished and self._seen <= self._finished and len(self._finished) >= self._n:
+            self._finish()
+            return chunks
+        name = self._decoder.target
+        error = cut or StreamInterrupted(f"{name} ended its answer without saying that it is done")
+        error.target = name
+        self._fail(error)
+        return chunks
+
+    def _finish(self) -> None:
+        self._ended = True
+        self._response.release()
+
+    def _fail(self, error: UpstreamError) -> None:
+        self._error = error
+        self._response.close()
