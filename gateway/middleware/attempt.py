@@ -130,7 +130,7 @@ class Attempt:
 
     def give_up(self) -> None:
         """Stop waiting for a first token that is overdue. No effect once one came."""
-        if self.first_token_at is None and not self._expired:
+        if self.first_token_at is None:
             self._expire()
 
     def close(self) -> None:
@@ -189,6 +189,8 @@ class Attempt:
             self._expire()
 
     def _expire(self) -> None:
+        if self._expired:
+            return  # one cancel is taken back; a second would end the whole request
         self._expired = self._phase if self._due <= self._deadline() else "total"
         if self._task is not None:
             self._task.cancel()

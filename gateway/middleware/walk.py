@@ -128,7 +128,7 @@ class Walk:
         may_retry = may_wait = True
         try:
             while True:
-                target = self._pick(rung, tried, prefix)
+                target = self._pick(visit, tried, prefix)
                 if target is None:
                     return False
                 tried.add(target)
@@ -140,6 +140,7 @@ class Walk:
                     self._learn(rung, target, error, judgement)
                     if judgement.then is Then.RAISE:
                         raise
+                    self._reason = self._reason or _REASONS.get(judgement.then, "failed")
                     quick = self.clock() - began <= _QUICK_S
                     if judgement.then is Then.RETRY and may_retry and quick:
                         may_retry = False
@@ -148,7 +149,6 @@ class Walk:
                         await asyncio.sleep(error.retry_after or 0.0)
                         target.resting_until = self.clock()
                     else:
-                        self._reason = self._reason or _REASONS.get(judgement.then, "failed")
                         return False
                 else:
                     return True
@@ -156,8 +156,12 @@ class Walk:
             if self.visit is None:
                 visit.leave()
 
-    def _pick(self, rung: Rung, tried: set[Target], prefix: str) -> Target | None:
+    def _pick(self, visit: Visit, tried: set[Target], prefix: str) -> Target | None:
         """The target to try next; a second attempt into one domain must be in the budget (B8)."""
+        rung = visit.rung
+        if visit.permit.epoch != rung.circuit.epoch:  # it opened while we waited to try again
+            self._refused(rung, Refusal("circuit_open", rung.circuit.until()))
+            return None
         target = rung.pick(window=self._window, tried=tried)
         if target is None or (prefix and not target.provider.continues):
             self._refused(rung, Refusal("cooling", rung.resting_s() or None))
