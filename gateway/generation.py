@@ -69,17 +69,27 @@ class Chunk(msgspec.Struct):
     @property
     def text(self) -> str:
         """The content this event adds to the first choice, `""` if none."""
-        return (self.choices[0].delta.content or "") if self.choices else ""
+        first = self._first()
+        return (first.delta.content or "") if first else ""
 
     @property
     def reasoning(self) -> str:
         """The reasoning this event adds to the first choice, `""` if none."""
-        return (self.choices[0].delta.reasoning_content or "") if self.choices else ""
+        first = self._first()
+        return (first.delta.reasoning_content or "") if first else ""
 
     @property
     def finish_reason(self) -> str | None:
         """Why the first choice ended, on the event that ends it."""
-        return self.choices[0].finish_reason if self.choices else None
+        first = self._first()
+        return first.finish_reason if first else None
+
+    def _first(self) -> Choice | None:
+        """Choice 0, if this event adds to it: with `n` > 1 an event may be another choice's."""
+        for choice in self.choices:
+            if choice.index == 0:
+                return choice
+        return None
 
     def carries(self) -> bool:
         """Whether any choice carries content: the commit point of a stream (behaviour.md, B15)."""
