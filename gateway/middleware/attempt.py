@@ -55,6 +55,7 @@ class Attempt:
         "_deadline",
         "_due",
         "_expired",
+        "_heard",
         "_loop",
         "_phase",
         "_provider",
@@ -92,7 +93,7 @@ class Attempt:
         self._cancelling = self._task.cancelling() if self._task else 0
         self._phase = "first_token"
         self._expired = ""
-        self.started = clock()
+        self.started = self._heard = clock()
         self._due = self.started + first_token_s
         self._timer: asyncio.TimerHandle | None = None
         self.first_token_at: float | None = None
@@ -133,6 +134,10 @@ class Attempt:
         if self.first_token_at is None:
             self._expire()
 
+    def silence(self) -> float:
+        """Seconds since the last content token, or since it was opened."""
+        return self._clock() - self._heard
+
     def close(self) -> None:
         """Drop the reply and the timer. Idempotent, synchronous."""
         if self._timer is not None:
@@ -148,7 +153,7 @@ class Attempt:
         self.received += len(chunks)
         for chunk in chunks:
             if chunk.carries():
-                now = self._clock()
+                now = self._heard = self._clock()
                 if self.first_token_at is None:
                     self.first_token_at = now
                     self._phase = "stall"

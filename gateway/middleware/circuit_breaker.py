@@ -8,7 +8,7 @@ is never silently re-run after it (B15, B16).
 from __future__ import annotations
 
 from gateway.clock import Clock
-from gateway.detectors.failures import Outcome, judge
+from gateway.detectors.failures import Outcome
 from gateway.errors import (
     DeadlineExceeded,
     GatewayError,
@@ -22,10 +22,6 @@ from gateway.middleware.base import Answer
 from gateway.middleware.walk import Walk
 from gateway.middleware.watch import OverdueWatch
 from gateway.policies.downshift import Ladder
-
-# A probe that streams this long or this much has shown that the mode is back.
-_PROVEN_S = 5.0
-_PROVEN_CHUNKS = 64
 
 
 class CircuitBreaker:
@@ -86,7 +82,7 @@ class LadderAnswer(Answer):
                 return chunks
             try:
                 if await attempt.read():
-                    self._prove()
+                    walk.prove()
                 else:
                     walk.settle(Outcome.SUCCESS)
             except UpstreamError as error:
@@ -111,14 +107,13 @@ class LadderAnswer(Answer):
         return self._generation
 
     def close(self) -> None:
-        """Let go: abandoning an answer that flows is no verdict on its mode."""
-        self._walk.settle(Outcome.IGNORED, cause="abandoned")
+        """Let go, finished or not."""
+        self._walk.abandoned()
 
     async def _broken(self, error: UpstreamError) -> None:
         walk, partial, mode = self._walk, self.partial, self.served.mode
-        late = isinstance(error, UpstreamTimeout) and error.phase == "total"
-        walk.settle(Outcome.IGNORED if late else judge(error).outcome, error)
-        if late:
+        walk.broken(error)
+        if isinstance(error, UpstreamTimeout) and error.phase == "total":
             raise DeadlineExceeded("the deadline passed mid-answer", partial=partial) from error
         if walk.request.on_interrupt == "continue":
             try:
@@ -135,12 +130,3 @@ class LadderAnswer(Answer):
             mode=mode,
             partial=partial,
         ) from error
-
-    def _prove(self) -> None:
-        """A probe need not stream to its end to show that the mode is back."""
-        visit, attempt = self._walk.visit, self._walk.attempt
-        if visit is None or attempt is None or not visit.permit.probe or visit.permit.settled:
-            return
-        since = self._walk.clock() - (attempt.first_token_at or attempt.started)
-        if since >= _PROVEN_S or attempt.received >= _PROVEN_CHUNKS:
-            visit.rung.circuit.settle(visit.permit, Outcome.SUCCESS, "probe streams well")

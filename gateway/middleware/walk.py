@@ -8,20 +8,12 @@ from collections.abc import Iterator
 from gateway.assembly import Assembly
 from gateway.clock import Clock
 from gateway.detectors.failures import Judgement, Outcome, Then, judge
-from gateway.errors import (
-    AdmissionRejected,
-    AllModesFailed,
-    CircuitOpen,
-    DeadlineExceeded,
-    ErrorKind,
-    GatewayError,
-    UpstreamError,
-    UpstreamRejected,
-    UpstreamTimeout,
-)
+from gateway.errors import GatewayError, UpstreamError
 from gateway.events import AttemptFinished, EventBus, TargetResting
 from gateway.generation import GenerationRequest, Served
 from gateway.middleware.attempt import Attempt
+from gateway.middleware.causes import Causes
+from gateway.middleware.verdict import prove, too_slow, verdict
 from gateway.middleware.watch import OverdueWatch
 from gateway.policies.downshift import Ladder, Refusal, Rung, Target, Visit
 from gateway.providers.base import Call
@@ -31,8 +23,6 @@ _QUICK_S = 1.0
 # A Retry-After is waited for once if it is this short, and takes this share of what time is left.
 _SHORT_WAIT_S = 2.0
 _SHORT_WAIT_SHARE = 0.1
-
-_REASONS = {Then.WAIT: "cooling", Then.LARGER: "context"}
 
 
 class Walk:
@@ -69,9 +59,7 @@ class Walk:
         self._target: Target | None = None
         self._start = ladder.index(request.mode)
         self._next = self._start
-        self._causes: dict[str, GatewayError] = {}
-        self._reason = ""
-        self._waits: list[float] = []
+        self._causes = Causes()
         self._domains: set[str] = set()
         self._window = 0
         self._attempts = 0
@@ -85,12 +73,12 @@ class Walk:
         for rung in self._rungs():
             entry = rung.enter(native=rung.index == self._start, window=self._window)
             if isinstance(entry, Refusal):
-                self._refused(rung, entry)
+                self._causes.refused(rung.name, entry)
             elif await self._answers(entry, prefix):
                 return
         trial = self._trial()
         if trial is None or not await self._answers(trial, prefix):
-            raise self._failure()
+            raise self._error()
 
     def served(self) -> Served:
         """Who answers, honestly (B13)."""
@@ -104,7 +92,7 @@ class Walk:
             model=self.assembly.model or target.provider.model,
             target=target.provider.name,
             degraded=degraded,
-            reason=(self._reason or "failed") if degraded else None,
+            reason=(self._causes.reason or "failed") if degraded else None,
             until=self._ladder.rungs[self._start].until() if degraded else None,
             attempts=self._attempts,
             first_token_s=None if first is None else first - self.request.started,
@@ -119,6 +107,23 @@ class Walk:
         visit.outcome, visit.cause = outcome, error.kind if error else cause
         self._close(visit, attempt, target, error)
         visit.leave()
+
+    def broken(self, error: UpstreamError) -> None:
+        """Settle an answer that broke after it was committed."""
+        if self.visit is not None and self.attempt is not None:
+            self.settle(verdict(error, self.attempt, self.visit.rung), error)
+
+    def abandoned(self) -> None:
+        """Settle an answer that nobody wants any more: no verdict on its mode while it flows."""
+        if self.visit is not None and self.attempt is not None:
+            slow = too_slow(self.attempt, self.visit.rung)
+            self.settle(Outcome.FAILURE if slow else Outcome.IGNORED, cause="abandoned")
+
+    def prove(self) -> None:
+        """A probe need not stream to its end to show that the mode is back."""
+        visit, attempt = self.visit, self.attempt
+        if visit is not None and attempt is not None:
+            prove(visit, attempt, self.clock())
 
     # -- one mode -------------------------------------------------------------------------------
 
@@ -140,14 +145,12 @@ class Walk:
                     self._learn(rung, target, error, judgement)
                     if judgement.then is Then.RAISE:
                         raise
-                    self._reason = self._reason or _REASONS.get(judgement.then, "failed")
                     quick = self.clock() - began <= _QUICK_S
                     if judgement.then is Then.RETRY and may_retry and quick:
                         may_retry = False
                     elif judgement.then is Then.WAIT and may_wait and self._short(error):
                         may_wait = False
-                        await asyncio.sleep(error.retry_after or 0.0)
-                        target.resting_until = self.clock()
+                        await self._rest(target, error.retry_after or 0.0)
                     else:
                         return False
                 else:
@@ -160,14 +163,14 @@ class Walk:
         """The target to try next; a second attempt into one domain must be in the budget (B8)."""
         rung = visit.rung
         if visit.permit.epoch != rung.circuit.epoch:  # it opened while we waited to try again
-            self._refused(rung, Refusal("circuit_open", rung.circuit.until()))
+            self._causes.refused(rung.name, Refusal("circuit_open", rung.circuit.until()))
             return None
         target = rung.pick(window=self._window, tried=tried)
         if target is None or (prefix and not target.provider.continues):
-            self._refused(rung, Refusal("cooling", rung.resting_s() or None))
+            self._causes.refused(rung.name, Refusal("cooling", rung.resting_s() or None))
             return None
         if target.provider.domain in self._domains and not target.budget.allows_retry():
-            self._refused(rung, Refusal("budget", 1.0))
+            self._causes.refused(rung.name, Refusal("budget", 1.0))
             return None
         self._domains.add(target.provider.domain)
         return target
@@ -190,7 +193,7 @@ class Walk:
             clock=self.clock,
             deadline=self._deadline,
             first_token_s=self._first_token_limit(visit, target),
-            stall_s=mode.stall_s,
+            stall_s=self._stall_limit(visit),
         )
         self._attempts += 1
         target.in_flight += 1
@@ -203,13 +206,14 @@ class Walk:
             if self.request.buffered:
                 while await attempt.read():
                     attempt.chunks.clear()
+                    prove(visit, attempt, self.clock())
             self.visit, self.attempt, self._target = visit, attempt, target
         except UpstreamError as error:
             failure = error
-            visit.outcome, visit.cause = self._counts(error, attempt, visit.rung), error.kind
+            visit.outcome, visit.cause = verdict(error, attempt, visit.rung), error.kind
             raise
         except asyncio.CancelledError:
-            if attempt.first_token_at is None and self._too_slow(attempt, visit.rung):
+            if too_slow(attempt, visit.rung):
                 visit.outcome = Outcome.FAILURE  # nobody waits for it any more, and no wonder
             raise
         finally:
@@ -252,7 +256,7 @@ class Walk:
             if rung.index < self._next:
                 continue
             if self.clock() >= self.request.deadline:
-                raise self._late()
+                raise self._error()
             self._next = rung.index + 1
             yield rung
 
@@ -267,38 +271,40 @@ class Walk:
     def _deadline(self) -> float:
         return self.request.deadline
 
-    def _first_token_limit(self, visit: Visit, target: Target) -> float:
-        """Silence this attempt may spend: its mode's limit, but never more than an equal share of
-        the time left between this mode and the lower ones that could still answer (B1).
+    def _share(self, visit: Visit) -> float:
+        """An equal share of the time left between this mode and the lower ones that could still
+        answer: what is not spent on silence here is their reserve (B1).
         """
-        rung, request = visit.rung, self.request
-        below = self._ladder.below(rung.index + 1, allow_degrade=True)
+        request = self.request
+        below = self._ladder.below(visit.rung.index + 1, allow_degrade=True)
         could = 1 + sum(not lower.downshifted for lower in below) if request.allow_degrade else 1
-        share = (request.deadline - self.clock()) / could
-        limit = rung.mode.first_token_s if target.provider.streams else rung.mode.deadline_s
-        if visit.permit.probe:
-            options = rung.circuit.options
-            limit = min(limit, options.slow_s or limit, options.probe_lease_s)
-        return min(limit, share)
+        return (request.deadline - self.clock()) / could
 
-    def _counts(self, error: UpstreamError, attempt: Attempt, rung: Rung) -> Outcome:
-        """A clock that ran out only because the caller was in a hurry is not the upstream's fault,
-        unless that long is not normal for this mode.
-        """
-        outcome = judge(error).outcome
-        if not isinstance(error, UpstreamTimeout) or attempt.first_token_at is not None:
-            return Outcome.IGNORED if _by_deadline(error) else outcome
-        patient = self.clock() - attempt.started >= rung.mode.first_token_s - 1e-3
-        return outcome if patient or self._too_slow(attempt, rung) else Outcome.IGNORED
+    def _first_token_limit(self, visit: Visit, target: Target) -> float:
+        """Silence this attempt may spend before its first token."""
+        mode, permit = visit.rung.mode, visit.permit
+        limit = mode.first_token_s if target.provider.streams else mode.deadline_s
+        if permit.probe:
+            limit = min(limit, permit.slow_s or limit, permit.lease_until - self.clock())
+        return min(limit, self._share(visit))
 
-    def _too_slow(self, attempt: Attempt, rung: Rung) -> bool:
-        return rung.too_slow(self.clock() - attempt.started)
+    def _stall_limit(self, visit: Visit) -> float:
+        """Silence it may spend between tokens; who wants one piece can still be answered below."""
+        stall_s = visit.rung.mode.stall_s
+        return min(stall_s, self._share(visit)) if self.request.buffered else stall_s
+
+    async def _rest(self, target: Target, seconds: float) -> None:
+        """Wait as long as the target asked, then try it again unless others were told more."""
+        until = target.resting_until
+        await asyncio.sleep(seconds)
+        if target.resting_until == until:
+            target.resting_until = self.clock()
 
     def _learn(
         self, rung: Rung, target: Target, error: UpstreamError, judgement: Judgement
     ) -> None:
         """Remember what the failure says beyond this request."""
-        self._causes[rung.name] = error
+        self._causes.failed(rung.name, error, judgement.then)
         if judgement.then is Then.LARGER:
             self._window = max(self._window, target.provider.context_window or 0)
         if judgement.cool_s <= 0:
@@ -322,43 +328,9 @@ class Walk:
         wait = error.retry_after
         return wait is not None and 0 <= wait <= min(_SHORT_WAIT_S, _SHORT_WAIT_SHARE * left)
 
-    def _refused(self, rung: Rung, refusal: Refusal) -> None:
-        self._reason = self._reason or refusal.reason
-        if refusal.retry_after is not None:
-            self._waits.append(refusal.retry_after)
-        if rung.name in self._causes:
-            return  # it was tried: how it failed says more than why it is not tried again
-        message = f"mode {rung.name!r} is not available: {refusal.reason.replace('_', ' ')}"
-        self._causes[rung.name] = (
-            AdmissionRejected(message, retry_after=refusal.retry_after)
-            if refusal.reason in ("saturated", "recovering")
-            else CircuitOpen(message, mode=rung.name, retry_after=refusal.retry_after)
-        )
-
-    # -- how it ends when no mode answers -------------------------------------------------------
-
-    def _late(self) -> DeadlineExceeded:
-        tried = ", ".join(f"{mode}: {error}" for mode, error in self._causes.items())
-        waited = self.clock() - self.request.started
-        return DeadlineExceeded(f"no answer in {waited:.3g} s" + (f" ({tried})" if tried else ""))
-
-    def _failure(self) -> GatewayError:
-        causes = self._causes
-        if self.clock() >= self.request.deadline:
-            return self._late()
-        for cause in causes.values():
-            if isinstance(cause, UpstreamRejected) and cause.kind is ErrorKind.CONTEXT:
-                return cause  # no mode has a larger window: the caller's to mend
-        if len(causes) == 1 and (len(self._ladder) == 1 or not self.request.allow_degrade):
-            return next(iter(causes.values()))
-        retry_after = min(self._waits, default=None)
-        if all(isinstance(cause, AdmissionRejected) for cause in causes.values()):
-            message = "every allowed mode is at its limit; try again shortly"
-            return AdmissionRejected(message, retry_after=retry_after)
-        told = "; ".join(f"{mode}: {error}" for mode, error in causes.items())
-        return AllModesFailed(f"no mode could answer ({told})", causes, retry_after=retry_after)
-
-
-def _by_deadline(error: UpstreamError) -> bool:
-    """Whether an answer that was flowing was cut by the caller's own deadline."""
-    return isinstance(error, UpstreamTimeout) and error.phase == "total"
+    def _error(self) -> GatewayError:
+        """What the caller hears when no mode answered."""
+        request, now = self.request, self.clock()
+        if now >= request.deadline:
+            return self._causes.late(now - request.started)
+        return self._causes.error(lone=len(self._ladder) == 1 or not request.allow_degrade)
