@@ -178,8 +178,8 @@ class Walk:
     async def _try(self, visit: Visit, target: Target, prefix: str) -> None:
         """One attempt, to its commit point; or it raises, with everything freed."""
         mode = visit.rung.mode
-        if not prefix:
-            self.assembly = Assembly()
+        if self._attempts and not prefix:
+            self.assembly = Assembly()  # a new attempt starts clean
         attempt = Attempt(
             target.provider,
             Call(
@@ -200,8 +200,11 @@ class Walk:
         failure: UpstreamError | None = None
         visit.outcome, visit.cause = Outcome.IGNORED, "cancelled"
         try:
-            with self._watch.waiting(visit.rung, visit.permit, attempt):
+            self._watch.start(visit.rung, visit.permit, attempt)
+            try:
                 await attempt.open()
+            finally:
+                self._watch.stop(visit.rung, attempt)
             visit.rung.circuit.first_token(visit.permit)
             if self.request.buffered:
                 while await attempt.read():

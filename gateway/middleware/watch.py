@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from gateway.clock import Clock
 from gateway.middleware.attempt import Attempt
@@ -30,20 +28,19 @@ class OverdueWatch:
         self._waiting: dict[Rung, dict[Attempt, Permit]] = {}
         self._timers: dict[Rung, asyncio.TimerHandle] = {}
 
-    @contextmanager
-    def waiting(self, rung: Rung, permit: Permit, attempt: Attempt) -> Iterator[None]:
-        """Watch `attempt` while it waits for its first token."""
-        if permit.slow_s <= 0:
-            yield
-            return
-        waiting = self._waiting.setdefault(rung, {})
-        waiting[attempt] = permit
-        if rung not in self._timers:
-            self._set_timer(rung, permit.slow_s)
-        try:
-            yield
-        finally:
-            waiting.pop(attempt, None)
+    def start(self, rung: Rung, permit: Permit, attempt: Attempt) -> None:
+        """Watch `attempt`, which begins to wait for its first token; `stop` must follow."""
+        waiting = self._waiting.get(rung)
+        if waiting is None:
+            waiting = self._waiting[rung] = {}
+        if permit.slow_s > 0:
+            waiting[attempt] = permit
+            if rung not in self._timers:
+                self._set_timer(rung, permit.slow_s)
+
+    def stop(self, rung: Rung, attempt: Attempt) -> None:
+        """It waits no longer."""
+        self._waiting[rung].pop(attempt, None)
 
     def close(self) -> None:
         """Stop all timers."""
