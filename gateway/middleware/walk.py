@@ -274,14 +274,16 @@ class Walk:
     def _deadline(self) -> float:
         return self.request.deadline
 
-    def _share(self, visit: Visit) -> float:
-        """An equal share of the time left between this mode and the lower ones that could still
-        answer: what is not spent on silence here is their reserve (B1).
+    def _shared(self, visit: Visit, silence_s: float) -> float:
+        """That much silence, but no more than an equal share of the time left between this mode
+        and the lower ones that could still answer: the rest is their reserve (B1).
         """
-        request = self.request
-        below = self._ladder.below(visit.rung.index + 1, allow_degrade=True)
-        could = 1 + sum(not lower.downshifted for lower in below) if request.allow_degrade else 1
-        return (request.deadline - self.clock()) / could
+        left = self.request.deadline - self.clock()
+        degrades = self.request.allow_degrade
+        below = self._ladder.rungs[visit.rung.index + 1 :] if degrades else []
+        if left >= silence_s * (1 + len(below)):
+            return silence_s  # enough for everyone: no need to ask how they stand
+        return min(silence_s, left / (1 + sum(not lower.downshifted for lower in below)))
 
     def _first_token_limit(self, visit: Visit, target: Target) -> float:
         """Silence this attempt may spend before its first token."""
@@ -289,12 +291,12 @@ class Walk:
         limit = mode.first_token_s if target.provider.streams else mode.deadline_s
         if permit.probe:
             limit = min(limit, permit.slow_s or limit, permit.lease_until - self.clock())
-        return min(limit, self._share(visit))
+        return self._shared(visit, limit)
 
     def _stall_limit(self, visit: Visit) -> float:
         """Silence it may spend between tokens; who wants one piece can still be answered below."""
         stall_s = visit.rung.mode.stall_s
-        return min(stall_s, self._share(visit)) if self.request.buffered else stall_s
+        return self._shared(visit, stall_s) if self.request.buffered else stall_s
 
     async def _rest(self, target: Target, seconds: float) -> None:
         """Wait as long as the target asked, then try it again unless others were told more."""
