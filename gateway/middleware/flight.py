@@ -75,7 +75,7 @@ class Flight:
         self._keep = keep
         self._gone = gone
         self._loop = asyncio.get_running_loop()
-        self._sleepers: list[asyncio.Future[None]] = []
+        self._sleepers: dict[asyncio.Future[None], None] = {}
         self._task = self._loop.create_task(self._fly())
 
     def board(self, request: GenerationRequest) -> Passenger:
@@ -89,6 +89,9 @@ class Flight:
         """Stop it, whoever is aboard, and wait until everything it held is free."""
         self._task.cancel()
         await asyncio.wait([self._task])
+        if not self.ended:  # cancelled before its first step, so it never began to fly
+            self.error = asyncio.CancelledError()
+            self._land()
 
     def leave(self) -> None:
         """A caller is done with it; with the last one the upstream call goes too."""
@@ -104,16 +107,17 @@ class Flight:
             DeadlineExceeded: `deadline` came first.
         """
         sleeper: asyncio.Future[None] = self._loop.create_future()
-        self._sleepers.append(sleeper)
+        self._sleepers[sleeper] = None
         delay = max(0.0, deadline - self.clock())
         timer = self._loop.call_later(delay, _too_late, sleeper)
         try:
             await sleeper
         finally:
             timer.cancel()
+            self._sleepers.pop(sleeper, None)
 
     def _wake(self) -> None:
-        sleepers, self._sleepers = self._sleepers, []
+        sleepers, self._sleepers = self._sleepers, {}
         for sleeper in sleepers:
             if not sleeper.done():
                 sleeper.set_result(None)
@@ -136,11 +140,14 @@ class Flight:
         finally:
             if answer is not None:
                 answer.close()
-            self.ended = True
-            self._gone(self)
-            self._wake()
+            self._land()
         if keeping is not None:
             await keeping
+
+    def _land(self) -> None:
+        self.ended = True
+        self._gone(self)
+        self._wake()
 
 
 class Passenger(Answer):

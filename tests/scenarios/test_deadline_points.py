@@ -151,8 +151,8 @@ def test_the_reserve_is_for_modes_that_can_answer() -> None:
         assert answer.mode == "creative"
         assert answer.served.first_token_s == pytest.approx(5.0, abs=0.1)
 
-    config = ladder(modes={"creative": {"service": {"first_token_s": 5.0}}, "balanced": {}, "fast": {}})
-    play(scenario, config)
+    slow = {"service": {"first_token_s": 5.0}}
+    play(scenario, ladder(modes={"creative": slow, "balanced": {}, "fast": {}}))
 
 
 def test_without_degrading_there_is_no_reserve() -> None:
