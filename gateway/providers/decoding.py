@@ -8,6 +8,7 @@ event without choices take it, because that is where those things are.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,7 +90,6 @@ def chunk_of(data: dict[str, Any]) -> Chunk:
     """
     choices = data.get("choices")
     usage = data.get("usage")
-    created = data.get("created")
     unnamed = data.keys() - _NAMED
     extra = {name: data[name] for name in unnamed if data[name] is not None} if unnamed else None
     return Chunk(
@@ -100,7 +100,7 @@ def chunk_of(data: dict[str, Any]) -> Chunk:
         ],
         id=_str(data.get("id")) or "",
         model=_str(data.get("model")) or "",
-        created=int(created) if isinstance(created, int | float) else 0,
+        created=_int(data.get("created"), 0),
         usage=usage if isinstance(usage, dict) else None,
         extra=extra or None,
     )
@@ -114,13 +114,12 @@ def fold_reasoning(delta: Delta) -> None:
 
 
 def _choice(choice: dict[str, Any], position: int) -> Choice:
-    index = choice.get("index")
     whole = "message" in choice and "delta" not in choice
     message = choice.get("message" if whole else "delta")
     logprobs = choice.get("logprobs")
     return Choice(
         delta=_delta(message if isinstance(message, dict) else {}, whole=whole),
-        index=index if isinstance(index, int) else position,
+        index=_int(choice.get("index"), position),
         finish_reason=normal_finish_reason(_str(choice.get("finish_reason"))),
         logprobs=logprobs if isinstance(logprobs, dict) else None,
     )
@@ -159,3 +158,9 @@ def _str(value: object) -> str | None:
     if value is None or isinstance(value, str):
         return value
     return str(value) if isinstance(value, int | float) else None
+
+
+def _int(value: object, default: int) -> int:
+    if isinstance(value, float) and math.isfinite(value):
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else default

@@ -55,7 +55,7 @@ class OpenAICompatible:
         model = options.model or row.model
         if model is None:
             raise ConfigError(f"kind {options.kind!r} must be told which model", key="model")
-        base_url = (options.base_url or row.base_url).rstrip("/")
+        base_url = options.base_url or row.base_url
         hosted = options.kind == "dashscope"
         self.name = f"{options.kind}/{model}" if model else options.kind
         self.model = model
@@ -79,7 +79,8 @@ class OpenAICompatible:
         digest = hashlib.sha256((api_key or "").encode()).hexdigest()[:8]
         self.domain = f"{self._origin}#{digest}"
         # Without the query: some put their key there.
-        self.identity = f"{options.kind} {self._origin}{urlsplit(base_url).path} {model}"
+        path = urlsplit(base_url).path.rstrip("/")
+        self.identity = f"{options.kind} {self._origin}{path} {model}"
 
     def __repr__(self) -> str:
         return f"OpenAICompatible({self.name!r}, {str(self._origin)!r})"
@@ -194,7 +195,7 @@ def _address(base_url: str, options: TargetOptions, api_key: str | None) -> tupl
     except ValueError as error:
         raise ConfigError(str(error), key="base_url") from None
     parts = urlsplit(base_url)
-    path = f"{parts.path}/chat/completions" + (f"?{parts.query}" if parts.query else "")
+    path = f"{parts.path.rstrip('/')}/chat/completions" + (f"?{parts.query}" if parts.query else "")
     headers = {
         "accept": "text/event-stream, application/json",
         "content-type": "application/json",
