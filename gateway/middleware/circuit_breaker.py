@@ -7,6 +7,8 @@ is never silently re-run after it (B15, B16).
 
 from __future__ import annotations
 
+import msgspec
+
 from gateway.clock import Clock
 from gateway.detectors.failures import Outcome
 from gateway.errors import (
@@ -116,12 +118,16 @@ class LadderAnswer(Answer):
         if isinstance(error, UpstreamTimeout) and error.phase == "total":
             raise DeadlineExceeded("the deadline passed mid-answer", partial=partial) from error
         if walk.request.on_interrupt == "continue":
+            # Half this mode's, half that one's: nobody's own answer, so nobody's to keep (B18).
+            walk.request.cache = msgspec.structs.replace(walk.request.cache, store=False)
             try:
                 await walk.descend(prefix=partial)
             except GatewayError:
                 pass  # nobody can continue it: the break itself is what the caller should hear
             else:
+                first_token_s = self.served.first_token_s
                 self.served = walk.served()
+                self.served.first_token_s = first_token_s
                 return
         raise StreamInterrupted(
             f"the answer broke off: {error}",

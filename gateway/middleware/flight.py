@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 
@@ -36,6 +37,8 @@ class Flight:
         log: chunks so far; stays empty for callers who want one piece.
         served: who answers, None until it commits.
         generation, error: how it ended.
+        passengers: callers aboard now.
+        boarded: callers there ever were.
     """
 
     __slots__ = (
@@ -45,6 +48,7 @@ class Flight:
         "_loop",
         "_sleepers",
         "_task",
+        "boarded",
         "clock",
         "ended",
         "error",
@@ -70,7 +74,7 @@ class Flight:
         self.generation: Generation | None = None
         self.error: BaseException | None = None
         self.ended = False
-        self.passengers = 0
+        self.passengers = self.boarded = 0
         self._call_next = call_next
         self._keep = keep
         self._gone = gone
@@ -81,6 +85,7 @@ class Flight:
     def board(self, request: GenerationRequest) -> Passenger:
         """Take a caller on. Its deadline is its own; the flight's is the latest of all."""
         self.passengers += 1
+        self.boarded += 1
         passenger = Passenger(self, request)
         self.request.deadline = max(self.request.deadline, request.deadline)
         return passenger
@@ -213,8 +218,13 @@ class Passenger(Answer):
             raise
         assert flight.generation is not None
         generation = flight.generation
-        if flight.request is not self._request:
-            generation = msgspec.structs.replace(generation, id=self._request.id)
+        if flight.boarded > 1:
+            generation = msgspec.structs.replace(
+                generation,
+                id=self._request.id,
+                choices=own_copy(generation.choices),
+                duration_s=flight.clock() - self._request.started,
+            )
         self.served = generation.served
         self._ended(generation, None)
         return generation
@@ -241,6 +251,16 @@ class Passenger(Answer):
             raise GatewayError("the gateway was closed while it answered")
         if error is not None:
             raise error.with_traceback(None)
+
+
+def own_copy(json: Any) -> Any:
+    """A copy that a caller may change without reaching anyone else's."""
+    if type(json) is dict:
+        return {key: own_copy(v) if type(v) in _NESTED else v for key, v in json.items()}
+    return [own_copy(v) if type(v) in _NESTED else v for v in json]
+
+
+_NESTED = frozenset({dict, list})
 
 
 def _too_late(sleeper: asyncio.Future[None]) -> None:

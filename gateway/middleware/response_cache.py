@@ -7,10 +7,8 @@ Fresh native -> fresh stand-in while downshifted -> live -> stale on an upstream
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Awaitable
-from typing import Any
 
 import msgspec
 
@@ -26,8 +24,9 @@ from gateway.errors import (
 )
 from gateway.generation import Chunk, Generation, GenerationRequest, Served
 from gateway.middleware.base import Answer, Handler
-from gateway.middleware.flight import Flight
+from gateway.middleware.flight import Flight, own_copy
 from gateway.policies.downshift import Ladder, Rung
+from gateway.policies.phases import Phase
 from gateway.policies.ttl import CacheOptions
 from gateway.stores.base import Entry, Store, size_of
 
@@ -129,7 +128,6 @@ class ResponseCache:
     ) -> Answer:
         wanted = self._ladder.rungs[self._ladder.index(request.mode)]
         degraded = rung is not wanted
-        reason = "circuit_open" if degraded else None
         stored = entry.generation
         served = Served(
             requested_mode=request.mode,
@@ -137,7 +135,7 @@ class ResponseCache:
             model=stored.model,
             target=stored.served.target,
             degraded=degraded,
-            reason="upstream_error" if because else reason,
+            reason="upstream_error" if because else _why(wanted) if degraded else None,
             until=wanted.until(),
             cached=True,
             stale=because is not None,
@@ -182,7 +180,9 @@ class ResponseCache:
         served = generation.served
         served.ttl_s = self._options.ttl(downshifted=served.degraded)
         rung = self._ladder.rungs[self._ladder.index(served.mode)]
-        stored = msgspec.structs.replace(generation, choices=own_copy(generation.choices))
+        stored = msgspec.structs.replace(
+            generation, choices=own_copy(generation.choices), extra=own_copy(generation.extra)
+        )
         entry = Entry(
             generation=stored,
             stored_at=self._clock(),
@@ -198,14 +198,12 @@ class ResponseCache:
             await flight.abort()
 
 
-def own_copy(choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A copy that a caller may change without reaching what is stored."""
-    return [
-        copy.deepcopy(choice)
-        if "tool_calls" in choice["message"] or choice.get("logprobs")
-        else {**choice, "message": dict(choice["message"])}
-        for choice in choices
-    ]
+def _why(rung: Rung) -> str:
+    """Why a downshifted mode does not answer itself."""
+    phase = rung.circuit.phase()
+    if phase is Phase.FORCED_OPEN:
+        return "forced"
+    return "circuit_open" if phase.downshifted else "cooling"
 
 
 class CachedAnswer(Answer):
@@ -248,6 +246,6 @@ class CachedAnswer(Answer):
             served=self.served,
             usage=stored.usage,
             created=stored.created,
-            extra=stored.extra,
+            extra=own_copy(stored.extra),
             duration_s=self._clock() - self._request.started,
         )

@@ -178,7 +178,9 @@ class Walk:
     async def _try(self, visit: Visit, target: Target, prefix: str) -> None:
         """One attempt, to its commit point; or it raises, with everything freed."""
         mode = visit.rung.mode
-        if self._attempts and not prefix:
+        if prefix:
+            self.assembly.model = ""  # who goes on says its own name
+        elif self._attempts:
             self.assembly = Assembly()  # a new attempt starts clean
         attempt = Attempt(
             target.provider,

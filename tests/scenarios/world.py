@@ -175,6 +175,12 @@ class World:
         call = Call([{"role": "user", "content": prompt}], {})
         return "".join(self.upstream(mode).tokens(call))
 
+    async def until(self, at: float) -> None:
+        """Sleep until the clock reads exactly `at`."""
+        over = self.loop.create_future()
+        self.loop.call_at(at, over.set_result, None)
+        await over
+
     async def open_circuit(self, mode: str = "creative") -> float:
         """Let three calls to a mode fail; return when its circuit opened. Faults end after it."""
         before = self.upstream(mode).plan
