@@ -100,6 +100,9 @@ class WrappedClient:
             if result is STREAM:
                 source, pump = pump, None
                 return _ClientReply(self, source)
+            if isinstance(result, AsyncIterator):
+                # Not `aiter`: closing what openai's stream gives there does not close the stream.
+                return _ClientReply(self, result)
             if isinstance(result, AsyncIterable):
                 return _ClientReply(self, aiter(result))
             whole = text_chunk(result, finish_reason="stop") if isinstance(result, str) else None
