@@ -80,7 +80,10 @@ def _from_dashscope(data: dict[str, Any], *, target: str) -> Chunk:
             "total_tokens": usage.get("total_tokens") or read + written,
             **usage,
         }
-    return chunk_of({"choices": choices, "usage": usage, "id": data.get("request_id")})
+    event = {"choices": choices, "usage": usage, "id": data.get("request_id")}
+    if is_error(event):
+        raise parse_event_error(event, kind="dashscope", target=target)
+    return chunk_of(event)
 
 
 def _plain(item: Any, depth: int = _DEPTH) -> Any:

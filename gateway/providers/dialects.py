@@ -268,6 +268,7 @@ def _by_status(status: int) -> ErrorKind:
 
 def _finish_words(payload: Any) -> str:
     """The error text that DashScope sends as content, or nothing."""
-    deltas = [choice.get("delta") for choice in payload["choices"] if isinstance(choice, dict)]
+    choices = [choice for choice in payload["choices"] if isinstance(choice, dict)]
+    deltas = [choice.get("delta") or choice.get("message") for choice in choices]
     contents = [delta.get("content") for delta in deltas if isinstance(delta, dict)]
     return "".join(content for content in contents if isinstance(content, str))
