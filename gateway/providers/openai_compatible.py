@@ -117,14 +117,14 @@ class OpenAICompatible:
             error.target = error.target or self.name
             raise
         try:
-            return await self._reply(response, body.get("n"))
+            if not 200 <= response.status < 300:
+                raise await self._refusal(response)
+            return self._reply(response, body.get("n"))
         except BaseException:
             response.close()
             raise
 
-    async def _reply(self, response: Response, n: object) -> Reply:
-        if not 200 <= response.status < 300:
-            raise await self._refusal(response)
+    def _reply(self, response: Response, n: object) -> Reply:
         media_type = encoding = b""
         for name, value in response.headers:
             if name == b"content-type":

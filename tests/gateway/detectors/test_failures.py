@@ -9,6 +9,7 @@ import pytest
 
 from gateway.detectors.failures import Judgement, Outcome, Then, judge
 from gateway.errors import (
+    AllModesFailed,
     CircuitOpen,
     DeadlineExceeded,
     ErrorKind,
@@ -116,6 +117,7 @@ def test_cooling_follows_retry_after_within_bounds(
         InvalidRequest("x"),
         CircuitOpen("x", mode="creative"),
         DeadlineExceeded("x"),
+        AllModesFailed("x", {"creative": UpstreamUnavailable("x")}),
     ],
 )
 def test_what_is_not_an_upstreams_is_ignored_and_raised(error: BaseException) -> None:
