@@ -169,11 +169,10 @@ class Response:
             UpstreamError: see `read_some`.
         """
         data = await self.read_some()
+        if self._source is None and self._error is None and len(data) <= limit:
+            return data  # the usual case: it was all here
         parts, size = [data], len(data)
-        while size <= limit and (self._source is not None or self._error is not None):
-            data = await self.read_some()
-            if not data:
-                break
+        while size <= limit and (data := await self.read_some()):
             parts.append(data)
             size += len(data)
         if size > limit:
@@ -181,7 +180,7 @@ class Response:
             raise UpstreamUnavailable(
                 f"the answer is larger than {limit} bytes", kind=ErrorKind.MALFORMED
             )
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)
 
     def release(self) -> None:
         """Say that what was wanted has been read. Idempotent, synchronous, never raises.
@@ -224,7 +223,9 @@ class Response:
         if self._source is not None:
             self._source = None
             self._error = error
-            self.wake()
+            waiter = self._waiter  # as `wake`, without the call: every answer passes here
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
 
     def wake(self) -> None:
         """Let the reader see what is new: once per read of the socket, not once per event."""
@@ -259,8 +260,7 @@ class Response:
         parts = self._parts
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
-        paused = self.full
-        self._buffered = 0
+        paused, self._buffered = self._buffered > HIGH_WATER, 0
         if paused and self._source is not None:
             self._source.resume_reading()
         return data

@@ -70,12 +70,14 @@ class Connection(asyncio.Protocol):
         "idle_since",
         "on_body",
         "origin",
+        "usable",
     )
 
     def __init__(self, origin: Origin, keeper: Keeper, max_header_bytes: int) -> None:
         self.origin = origin
         self.exchanges = 0
         self.idle_since = 0.0
+        self.usable = False  # whether a request could be sent now
         self._keeper = keeper
         self._max_header_bytes = max_header_bytes
         self._transport: asyncio.Transport | None = None
@@ -94,11 +96,6 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
 
     @property
-    def usable(self) -> bool:
-        """Whether a request could be sent now."""
-        return self._transport is not None and not self._transport.is_closing()
-
-    @property
     def silent(self) -> bool:
         """Whether the exchange brought not a single byte."""
         return self._overhead == 0
@@ -113,7 +110,7 @@ class Connection(asyncio.Protocol):
         self._no_body = head.startswith(b"HEAD ")
         self.exchanges += 1
         transport = self._transport
-        if transport is None or transport.is_closing():
+        if transport is None or not self.usable:
             self._fail(self._broken(None))
         elif body is None:
             transport.write(b"%b\r\n" % head)
@@ -128,7 +125,7 @@ class Connection(asyncio.Protocol):
     # Asked by the response.
 
     def resume_reading(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
+        if self._transport is not None and self.usable:
             self._transport.resume_reading()
 
     def release(self) -> None:
@@ -140,6 +137,7 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         self._aborted = True
+        self.usable = False
         self._fail(StreamInterrupted(f"the connection to {self.origin} was closed by this side"))
         if self._linger is not None:
             self._linger.cancel()
@@ -152,6 +150,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self.usable = not self._aborted
         if self._aborted:
             self._transport.abort()
 
@@ -188,9 +187,11 @@ class Connection(asyncio.Protocol):
                 self._transport.pause_reading()
 
     def eof_received(self) -> None:
+        self.usable = False  # returning None lets the transport close
         self._end(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.usable = False
         self._end(exc)
         self._transport = None
         del self._parser  # it holds our methods: without this the two wait for the collector
@@ -210,7 +211,7 @@ class Connection(asyncio.Protocol):
             raise _Refused("more than one response")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.lower(), value.rstrip(b" \t")))
+        self._headers.append((name.lower(), value.rstrip()))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()

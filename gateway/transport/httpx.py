@@ -247,7 +247,6 @@ class _Exchange:
         self._abandoned = False
         self._cancelled = False
         self._room = asyncio.Event()
-        self._linger: asyncio.TimerHandle | None = None
         timeout = {"connect": connect_s, "pool": connect_s, "read": None, "write": None}
         request.extensions = {"timeout": timeout, "trace": self._trace}
         self.task = asyncio.create_task(self._run())
@@ -256,8 +255,7 @@ class _Exchange:
         self._room.set()
 
     def release(self) -> None:
-        self._room.set()
-        self._linger = asyncio.get_running_loop().call_later(LINGER_S, self.abort)
+        asyncio.get_running_loop().call_later(LINGER_S, self.abort)
 
     def abort(self) -> None:
         self._abandoned = True
@@ -291,23 +289,15 @@ class _Exchange:
             response.finish(_ours(error, self._origin, started=bool(response.status)))
         else:
             response.finish()
-        finally:
-            if self._linger is not None:
-                self._linger.cancel()
 
     async def _send(self) -> None:
-        """Send, and once more if a pooled connection turns out to have been closed meanwhile."""
-        for last in (False, True):
-            if self._abandoned:
-                return
-            self._fresh = False
-            try:
-                answer = await self._transport.handle_async_request(self._request)
-            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
-                if last or self._fresh or not self._traces or not _silent(error):
-                    raise
-            else:
-                break
+        try:
+            answer = await self._transport.handle_async_request(self._request)
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
+            if self._abandoned or self._fresh or not self._traces or not _silent(error):
+                raise
+            # a pooled connection that was closed meanwhile: once more, as our own client does
+            answer = await self._transport.handle_async_request(self._request)
         response = self.response
         try:
             response.headers = [(name.lower(), value) for name, value in answer.headers.raw]

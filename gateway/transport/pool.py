@@ -98,7 +98,8 @@ class HTTP1Client:
             await self._emptied.wait()
 
     def _take(self, origin: Origin) -> Connection | None:
-        self._on_this_loop()
+        if asyncio.get_running_loop() is not self._loop:
+            self._on_this_loop()
         idle = self._idle.get(origin)
         while idle:
             connection, _ = idle.popitem()
@@ -153,10 +154,10 @@ class HTTP1Client:
     # Called by connections (gateway.transport.http1.Keeper).
 
     def free(self, connection: Connection) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         idle = self._idle.setdefault(connection.origin, {})
-        if self._closed or len(idle) >= self._max_idle or loop is not self._loop:
-            connection.abort()
+        if loop is None or connection not in self._open or len(idle) >= self._max_idle:
+            connection.abort()  # there are enough, or it is of an earlier loop
             return
         connection.idle_since = loop.time()
         idle[connection] = None

@@ -134,6 +134,24 @@ def test_any_splits_of_two_responses_in_turn(cuts: list[int], reads: bool) -> No
     asyncio.run(scenario())
 
 
+async def test_trailers_do_not_turn_up_in_the_next_headers() -> None:
+    wire = Wire()
+    first = wire.send()
+    wire.feed(CHUNKED + b"0\r\nX-Late: 1\r\n\r\n")
+    assert first.header(b"x-late") is None
+    second = wire.send()
+    wire.feed(OK)
+    assert second.headers == [(b"content-length", b"2")]
+
+
+async def test_a_protocol_switched_unasked_is_named() -> None:
+    wire = Wire()
+    response = wire.send()
+    wire.feed(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n")
+    with pytest.raises(UpstreamUnavailable, match="switched"):
+        await response.started()
+
+
 async def test_a_read_of_the_socket_wakes_the_reader_once() -> None:
     wire = Wire()
     response = wire.send()
@@ -420,3 +438,11 @@ async def test_a_transport_that_comes_after_the_abort_is_aborted() -> None:
     transport = FakeTransport(connection)
     connection.connection_made(transport)
     assert transport.aborted
+    assert not connection.usable
+
+
+async def test_an_idle_connection_at_its_end_is_not_usable() -> None:
+    wire = Wire()
+    assert wire.connection.usable
+    wire.connection.eof_received()  # the transport closes in a later turn
+    assert not wire.connection.usable

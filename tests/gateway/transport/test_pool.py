@@ -16,6 +16,7 @@ import uvloop
 
 from gateway.errors import ErrorKind, UpstreamTimeout, UpstreamUnavailable
 from gateway.transport.base import Origin, request_head
+from gateway.transport.http1 import Connection
 from gateway.transport.pool import HTTP1Client, tls_context
 
 
@@ -168,6 +169,20 @@ async def test_a_connection_the_server_closes_leaves_the_pool(loop: SteppedLoop)
         await client.aclose()
 
 
+@stepped
+async def test_a_connection_known_to_be_closing_is_passed_over(loop: SteppedLoop) -> None:
+    async with serving() as server:
+        client = HTTP1Client()
+        await ask_at_once(client, server, 2)
+        (idle,) = client._idle.values()
+        newest = list(idle)[-1]
+        newest.abort()  # its socket is gone, and the pool has not heard of it yet
+        assert client.idle_connections == 2
+        await ask(client, server.origin)
+        assert server.accepted == 2
+        await client.aclose()
+
+
 def test_a_client_outlives_the_loop_it_was_used_on() -> None:
     client = HTTP1Client()
 
@@ -194,6 +209,14 @@ def test_a_client_outlives_the_loop_it_was_used_on() -> None:
         assert client.open_connections == 0
         await client.aclose()
 
+    async def late() -> None:
+        stranger = Connection(Origin("http", "h", 80), client, 65536)
+        stranger.usable = True
+        client.free(stranger)  # of a loop that this client has left
+        assert not stranger.usable
+        assert client.idle_connections == 0
+
+    asyncio.run(late())
     asyncio.run(leftover())
     asyncio.run(forgotten())
 
