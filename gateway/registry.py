@@ -159,7 +159,8 @@ def _http1(options: TargetOptions) -> Client:
 def _httpx(options: TargetOptions) -> Client:
     from gateway.transport.httpx import HttpxClient  # noqa: PLC0415
 
-    return HttpxClient(connect_s=options.connect_s, ca_file=options.ca_file or None)
+    own = options.options.get("transport")
+    return HttpxClient(own, connect_s=options.connect_s, ca_file=options.ca_file or None)
 
 
 def _memory(options: CacheOptions, clock: Clock) -> Store:

@@ -26,9 +26,7 @@ async def run(block: str) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(PLAIN)))
-async def test_block_runs(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_block_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     await run(PLAIN[number])
 
