@@ -49,7 +49,6 @@ class Flight:
         "_call_next",
         "_gone",
         "_keep",
-        "_loop",
         "_sleepers",
         "_task",
         "boarded",
@@ -58,6 +57,7 @@ class Flight:
         "error",
         "generation",
         "log",
+        "loop",
         "passengers",
         "request",
         "served",
@@ -82,9 +82,9 @@ class Flight:
         self._call_next = call_next
         self._keep = keep
         self._gone = gone
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._sleepers: dict[asyncio.Future[None], None] = {}
-        self._task = self._loop.create_task(self._fly())
+        self._task = self.loop.create_task(self._fly())
 
     def board(self, request: GenerationRequest) -> Passenger:
         """Take a caller on. Its deadline is its own; the flight's is the latest of all."""
@@ -109,21 +109,15 @@ class Flight:
             self._gone(self)
             self._task.cancel()
 
-    async def news(self, deadline: float) -> None:
-        """Wait until something changed.
-
-        Raises:
-            DeadlineExceeded: `deadline` came first.
-        """
-        sleeper: asyncio.Future[None] = self._loop.create_future()
+    def sleeper(self) -> asyncio.Future[None]:
+        """A future that is done when something changed; `forget` it afterwards."""
+        sleeper: asyncio.Future[None] = self.loop.create_future()
         self._sleepers[sleeper] = None
-        delay = max(0.0, deadline - self.clock())
-        timer = self._loop.call_later(delay, _too_late, sleeper)
-        try:
-            await sleeper
-        finally:
-            timer.cancel()
-            self._sleepers.pop(sleeper, None)
+        return sleeper
+
+    def forget(self, sleeper: asyncio.Future[None]) -> None:
+        """Nobody waits for it any more."""
+        self._sleepers.pop(sleeper, None)
 
     def _wake(self) -> None:
         sleepers, self._sleepers = self._sleepers, {}
@@ -162,7 +156,16 @@ class Flight:
 class Passenger(Answer):
     """One caller's view of a flight."""
 
-    __slots__ = ("_aboard", "_deadline", "_flight", "_position", "_request")
+    __slots__ = (
+        "_aboard",
+        "_deadline",
+        "_flight",
+        "_late",
+        "_position",
+        "_request",
+        "_sleeper",
+        "_timer",
+    )
 
     def __init__(self, flight: Flight, request: GenerationRequest) -> None:
         super().__init__(Served(requested_mode=request.mode, mode=""))
@@ -171,6 +174,9 @@ class Passenger(Answer):
         self._deadline = request.deadline + _LAST_WORD_S
         self._position = 0
         self._aboard = True
+        self._late = False
+        self._sleeper: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     async def opened(self) -> None:
         """Wait for the commit point: the first content token, or the end for a whole answer.
@@ -181,7 +187,7 @@ class Passenger(Answer):
         flight = self._flight
         try:
             while not flight.ended and (flight.served is None or self._request.buffered):
-                await flight.news(self._deadline)
+                await self._news()
             if flight.served is None or (flight.ended and self._request.buffered):
                 self._raise_if_failed()
         except BaseException:
@@ -199,7 +205,7 @@ class Passenger(Answer):
                     self._raise_if_failed()
                     self._ended(flight.generation, None)
                     return []
-                await flight.news(self._deadline)
+                await self._news()
             chunks = flight.log[self._position :] if self._position else flight.log.copy()
             self._position += len(chunks)
             if flight.served is not None:
@@ -215,7 +221,7 @@ class Passenger(Answer):
         flight = self._flight
         try:
             while not flight.ended:
-                await flight.news(self._deadline)
+                await self._news()
             self._raise_if_failed()
         except BaseException as error:
             self._fail(error)
@@ -238,6 +244,29 @@ class Passenger(Answer):
         self._leave()
         self._ended(None, None)
 
+    async def _news(self) -> None:
+        """Wait until something changed.
+
+        Raises:
+            DeadlineExceeded: this caller's deadline came first.
+        """
+        flight = self._flight
+        if self._timer is None:  # one for the whole journey: a stream waits once a chunk
+            delay = max(0.0, self._deadline - flight.clock())
+            self._timer = flight.loop.call_later(delay, self._ring)
+        if self._late:
+            raise _too_late()
+        self._sleeper = sleeper = flight.sleeper()
+        try:
+            await sleeper
+        finally:
+            flight.forget(sleeper)
+
+    def _ring(self) -> None:
+        self._late = True
+        if self._sleeper is not None and not self._sleeper.done():
+            self._sleeper.set_exception(_too_late())
+
     def _fail(self, error: BaseException) -> None:
         if isinstance(error, DeadlineExceeded) and not error.partial:
             error.partial = "".join(chunk.text for chunk in self._flight.log)
@@ -245,6 +274,8 @@ class Passenger(Answer):
         self._ended(None, error)
 
     def _leave(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         if self._aboard:
             self._aboard = False
             self._flight.leave()
@@ -267,6 +298,5 @@ def own_copy(json: Any) -> Any:
 _NESTED = frozenset({dict, list})
 
 
-def _too_late(sleeper: asyncio.Future[None]) -> None:
-    if not sleeper.done():
-        sleeper.set_exception(DeadlineExceeded("no answer by the caller's deadline"))
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("no answer by the caller's deadline")
