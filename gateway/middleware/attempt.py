@@ -43,6 +43,7 @@ class Attempt:
         started: when it was opened, on the clock.
         first_token_at: when the first content token came, None before.
         ended: whether the clean end was read.
+        late: whether it stopped waiting because its mode was open; its failure tells nothing new.
         received: how many chunks came in all.
         chunks: what has been read and not yet handed on.
     """
@@ -66,6 +67,7 @@ class Attempt:
         "chunks",
         "ended",
         "first_token_at",
+        "late",
         "received",
         "started",
     )
@@ -97,7 +99,7 @@ class Attempt:
         self._due = self.started + first_token_s
         self._timer: asyncio.TimerHandle | None = None
         self.first_token_at: float | None = None
-        self.ended = False
+        self.ended = self.late = False
         self.received = 0
         self.chunks: list[Chunk] = []
 
@@ -129,9 +131,10 @@ class Attempt:
             self.ended = True
         return bool(chunks)
 
-    def give_up(self) -> None:
+    def give_up(self, *, late: bool) -> None:
         """Stop waiting for a first token that is overdue. No effect once one came."""
-        if self.first_token_at is None:
+        if self.first_token_at is None and not self._expired:
+            self.late = late
             self._expire()
 
     def silence(self) -> float:

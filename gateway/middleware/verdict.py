@@ -13,6 +13,9 @@ _PROVEN_CHUNKS = 64
 # The clocks that `Attempt` keeps, and that a caller's deadline can cut short.
 _OUR_CLOCKS = ("first_token", "stall", "total")
 
+# A clock that rings at its limit must not read just below it.
+_LAST_DIGIT_S = 1e-3
+
 
 def verdict(error: UpstreamError, attempt: Attempt, rung: Rung) -> Outcome:
     """What a failed attempt counts as in the circuit of its mode.
@@ -25,13 +28,13 @@ def verdict(error: UpstreamError, attempt: Attempt, rung: Rung) -> Outcome:
         return outcome
     mode = rung.mode
     limit = mode.first_token_s if attempt.first_token_at is None else mode.stall_s
-    patient = attempt.silence() >= limit - 1e-3
+    patient = attempt.silence() + _LAST_DIGIT_S >= limit
     return outcome if patient or too_slow(attempt, rung) else Outcome.IGNORED
 
 
 def too_slow(attempt: Attempt, rung: Rung) -> bool:
     """Whether an attempt has been silent for longer than is normal for its mode."""
-    silence = attempt.silence()
+    silence = attempt.silence() + _LAST_DIGIT_S
     if attempt.first_token_at is None:
         return rung.too_slow(silence)
     return 0 < rung.circuit.options.slow_s <= silence

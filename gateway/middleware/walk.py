@@ -20,6 +20,9 @@ from gateway.providers.base import Call
 
 # A failure within this many seconds is quick enough to try the same mode once more (B7).
 _QUICK_S = 1.0
+# How full the purse of a failure domain must be for a second attempt into it (B8).
+_WALK_ABOVE = 0.5
+_SAME_MODE_ABOVE = 0.75
 # A Retry-After is waited for once if it is this short, and takes this share of what time is left.
 _SHORT_WAIT_S = 2.0
 _SHORT_WAIT_SHARE = 0.1
@@ -169,7 +172,9 @@ class Walk:
         if target is None or (prefix and not target.provider.continues):
             self._causes.refused(rung.name, Refusal("cooling", rung.resting_s() or None))
             return None
-        if target.provider.domain in self._domains and not target.budget.allows_retry():
+        # Trying the same mode again leaves enough in the purse to walk down, which may help more.
+        above = _SAME_MODE_ABOVE if tried else _WALK_ABOVE
+        if target.provider.domain in self._domains and not target.budget.allows_retry(above):
             self._causes.refused(rung.name, Refusal("budget", 1.0))
             return None
         self._domains.add(target.provider.domain)
@@ -232,7 +237,7 @@ class Walk:
         attempt.close()
         target.in_flight -= 1
         if visit.outcome is Outcome.FAILURE:
-            target.budget.failed()
+            target.budget.failed(late=attempt.late)
         elif visit.outcome is Outcome.SUCCESS:
             target.budget.succeeded()
         first = attempt.first_token_at

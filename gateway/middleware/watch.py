@@ -62,10 +62,14 @@ class OverdueWatch:
         if now - due > _LATE_S:
             self._set_timer(rung, _LATE_S / 10)  # let what has arrived be read first
             return
-        if rung.circuit.sweep():
-            for attempt, permit in list(waiting.items()):
-                if permit.overdue(now) and not permit.probe:
-                    attempt.give_up()
+        circuit = rung.circuit
+        epoch = circuit.epoch
+        if circuit.sweep():
+            # As many as opened it have failed; all others leave too late to tell anything (B10).
+            told = circuit.options.failure_threshold if circuit.epoch != epoch else 0
+            overdue = [a for a, p in waiting.items() if p.overdue(now) and not p.probe]
+            for number, attempt in enumerate(overdue):
+                attempt.give_up(late=number >= told)
         coming = [p.started + p.slow_s - now for p in waiting.values() if not p.overdue(now)]
         if coming:
             self._set_timer(rung, max(1e-3, min(coming)))

@@ -34,13 +34,23 @@ class RetryBudget:
         self._options = options
         self.tokens = options.tokens
 
-    def allows_retry(self) -> bool:
-        """Whether a second attempt into this domain may be made."""
-        return self.tokens > self._options.tokens / 2
+    def allows_retry(self, above: float = 0.5) -> bool:
+        """Whether a second attempt into this domain may be made.
 
-    def failed(self) -> None:
-        """A call into this domain failed."""
-        self.tokens = max(0.0, self.tokens - 1.0)
+        Args:
+            above: the share of a full purse it must hold more than.
+        """
+        return self.tokens > self._options.tokens * above
+
+    def failed(self, *, late: bool = False) -> None:
+        """A call into this domain failed.
+
+        Args:
+            late: only because its mode had opened meanwhile. That many give up at once: they never
+                bring the purse down to half, or most of them could not walk down any more.
+        """
+        if not late or self.tokens - 1.0 > self._options.tokens / 2:
+            self.tokens = max(0.0, self.tokens - 1.0)
 
     def succeeded(self) -> None:
         """A call into this domain succeeded."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from typing import Any
 
 import pytest
 from world import FOREVER, MODES, World, ladder, play
@@ -18,7 +19,7 @@ from gateway.errors import (
 )
 from gateway.generation import CacheControl, Generation
 from gateway.policies.phases import Phase
-from gateway.simulator.faults import CutStream, Outage, Stall, Throttled
+from gateway.simulator.faults import AnyFault, CutStream, Outage, Stall, Throttled
 
 ASK = "a question asked more than once"
 
@@ -33,7 +34,7 @@ def just_before_and_at(start: float, age: float) -> tuple[float, float]:
     return at, after
 
 
-async def ask_and_note(world: World, mode: str = "creative", **options: object) -> float:
+async def ask_and_note(world: World, mode: str = "creative", **options: Any) -> float:
     """Ask once; return when the answer was stored."""
     await world.ask(mode, ASK, **options)
     return world.now
@@ -143,7 +144,7 @@ def test_a_stand_in_says_honestly_why_it_stands_in(cause: str) -> None:
 
 def test_b18_the_key_is_everything_that_changes_the_answer() -> None:
     async def scenario(world: World) -> None:
-        asked: list[dict[str, object]] = [
+        asked: list[dict[str, Any]] = [
             {},
             {"tenant": "a"},
             {"tenant": "b"},
@@ -186,7 +187,7 @@ def test_b18_a_reload_that_changes_who_answers_changes_the_key() -> None:
 # -- B20: the order, and what a request may say about it -------------------------------------------
 
 
-async def stale_world(world: World, **faults: object) -> None:
+async def stale_world(world: World) -> None:
     """An entry of each mode, past its lifetime but within the stale window; then all fail."""
     for mode in MODES:
         await world.ask(mode, ASK)
@@ -237,7 +238,7 @@ def test_b20_stale_covers_every_upstream_fault(how: str) -> None:
     async def scenario(world: World) -> None:
         await ask_and_note(world, "solo")
         await asyncio.sleep(3700.0)
-        faults = {
+        faults: dict[str, AnyFault] = {
             "silent": Outage(0.0, FOREVER, "silent"),
             "open": Outage(0.0, FOREVER),
             "throttled": Throttled(0.0, FOREVER, 30.0),

@@ -342,11 +342,11 @@ def baseline_after(count: int) -> None:
     async def scenario(world: World) -> None:
         world.gateway._events._listeners.clear()  # a test's own list is no leak
         world.plan("creative", Outage(0.5, 2.0, "silent"), Stall(2.0, 3.0, 0.5))
-        await storm(world, 1000)  # warm: windows, rings and caches are as full as they get
+        await storm(world, 600)  # warm: windows, rings and caches are as full as they get
         world.check_at_rest()
         gc.collect()
         tracemalloc.start()
-        await storm(world, 400)
+        await storm(world, 200)
         gc.collect()
         before, objects = tracemalloc.get_traced_memory()[0], len(gc.get_objects())
         await storm(world, count)
@@ -361,7 +361,7 @@ def baseline_after(count: int) -> None:
 
 
 def test_19_back_to_the_baseline_after_many_cancels() -> None:
-    baseline_after(3000)
+    baseline_after(1000)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 
 import pytest
 from world import FOREVER, World, ladder, play
@@ -24,7 +25,7 @@ ASK = "tell me"
 EIGHT = {"tokens": 8}
 
 
-async def listen(world: World, mode: str = "creative", prompt: str = ASK, **options: object) -> str:
+async def listen(world: World, mode: str = "creative", prompt: str = ASK, **options: Any) -> str:
     """Everything a streaming caller hears."""
     async with world.gateway.stream(prompt, mode, **options) as answer:
         return "".join([chunk.text async for chunk in answer])
