@@ -157,10 +157,12 @@ class Attempt:
         for chunk in chunks:
             if chunk.carries():
                 now = self._heard = self._clock()
+                before, self._due = self._due, now + self._stall_s
                 if self.first_token_at is None:
                     self.first_token_at = now
                     self._phase = "stall"
-                self._due = now + self._stall_s
+                    if self._due < before:  # the timer was set for the longer silence
+                        self._set_timer()
                 return
 
     def _check_not_empty(self) -> None:
@@ -168,13 +170,13 @@ class Attempt:
         finish_reason = self._assembly.finish_reason
         if finish_reason == "content_filter":
             raise UpstreamRejected(
-                "the upstream's content filter withheld the answer",
+                f"the content filter of {self._provider.name} withheld the answer",
                 kind=ErrorKind.CONTENT,
                 target=self._provider.name,
             )
         if finish_reason != "length":
             raise UpstreamUnavailable(
-                "the upstream sent a complete answer with nothing in it",
+                f"{self._provider.name} sent a complete answer with nothing in it",
                 kind=ErrorKind.EMPTY,
                 target=self._provider.name,
             )
@@ -182,6 +184,8 @@ class Attempt:
     # -- the timer ------------------------------------------------------------------------------
 
     def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         due = min(self._due, self._deadline())
         delay = max(0.0, due - self._clock())
         if delay < float("inf"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable
+from typing import Any
 
 import msgspec
 
@@ -33,6 +34,7 @@ from gateway.stores.base import Entry, Store, size_of
 # Sorted keys, so that two callers who set the same fields in another order share an answer.
 _CANONICAL = msgspec.msgpack.Encoder(order="sorted")
 _WHOLE = frozenset({"stop", "tool_calls", "function_call"})
+_check_json = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 class ResponseCache:
@@ -174,7 +176,7 @@ class ResponseCache:
         self, request: GenerationRequest, question: bytes, generation: Generation
     ) -> Awaitable[None] | None:
         """Keep a whole answer under who served it. Never a truncated, filtered or empty one."""
-        whole = all(choice.get("finish_reason") in _WHOLE for choice in generation.choices)
+        whole = all(map(_is_whole, generation.choices))
         if not (self._options.enabled and request.cache.store and whole and generation.choices):
             return None
         served = generation.served
@@ -196,6 +198,22 @@ class ResponseCache:
         """Stop every flight and free what it holds."""
         for flight in list(self._airborne):
             await flight.abort()
+
+
+def _is_whole(choice: dict[str, Any]) -> bool:
+    """Whether a choice ended of its own accord. A tool call whose arguments are no JSON was cut
+    short, whatever the finish reason says.
+    """
+    if choice.get("finish_reason") not in _WHOLE:
+        return False
+    for call in choice["message"].get("tool_calls") or ():
+        arguments = call.get("function", {}).get("arguments")
+        try:
+            if arguments:  # "" is how a function without parameters is called
+                _check_json(arguments)
+        except msgspec.DecodeError:
+            return False
+    return True
 
 
 def _why(rung: Rung) -> str:

@@ -232,6 +232,10 @@ class Lab:
     def attempts(self, mode: str = "creative") -> list[AttemptFinished]:
         return [e for e in self.events if isinstance(e, AttemptFinished) and e.mode == mode]
 
+    def kinds(self, mode: str = "creative") -> set[str]:
+        """What went wrong with a mode's attempts."""
+        return {attempt.kind for attempt in self.attempts(mode)}
+
     def finished(self) -> list[RequestFinished]:
         return [event for event in self.events if isinstance(event, RequestFinished)]
 

@@ -16,7 +16,6 @@ from lab import Lab, begin
 from gateway.errors import AllModesFailed, CircuitOpen, GatewayError, UpstreamRejected
 from gateway.simulator.scripted import Exchange
 
-OVER_HTTPX = {"target": {"transport": "httpx"}}
 NO_BUDGET_LIMIT = {"budget": {"tokens": 1000}}
 
 
@@ -117,7 +116,7 @@ async def test_26_failures_far_apart_open_nothing(lab: Lab) -> None:
 
 
 async def test_26_one_request_is_one_failure_however_often_it_tried(lab: Lab) -> None:
-    lab.start()
+    lab.start(tables=NO_BUDGET_LIMIT)
     await lab.fail(2, "500")
     assert lab.requests() == 4
     assert lab.phase() == "closed"
