@@ -131,7 +131,11 @@ def test_11_the_first_minute_of_a_total_outage_of_a_shared_domain(how: How, per_
     async def scenario(world: World) -> None:
         for mode in MODES:
             world.plan(mode, Outage(0.0, FOREVER, how))
-        asking = asyncio.ensure_future(traffic(steady(per_s, end=60), lambda _: world.outcome()))
+
+        async def ask(_: int) -> object:
+            return await world.outcome()
+
+        asking = asyncio.create_task(traffic(steady(per_s, end=60), ask))
         await asyncio.sleep(60.0)
         reached = sum(world.upstream(mode).stats.started for mode in MODES)
         assert reached <= 1.1 * 60 * per_s + 5
