@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import aiobreaker
@@ -31,55 +32,44 @@ class Breaker:
 
     Attributes:
         aiobreaker: the `aiobreaker.CircuitBreaker` itself; its listeners may be used.
+        states: what it says: `state`, `epoch`, `opened`. They change by outcomes and by the
+            methods here, never by themselves.
     """
 
     def __init__(self, name: str, clock: Clock, turned: Callable[[State, State], None]) -> None:
-        self._states = _MonotonicStates(clock, turned)
-        self.aiobreaker = aiobreaker.CircuitBreaker(name=name, state_storage=self._states)
+        self.states = MonotonicStates(clock, turned)
+        self.aiobreaker = aiobreaker.CircuitBreaker(name=name, state_storage=self.states)
 
     def configure(self, fail_max: int, window_s: float, hold_s: float) -> None:
         """Set how many failures within `window_s` open it; state and counts are kept."""
         self.aiobreaker.fail_max = fail_max
         self.aiobreaker.timeout_duration = timedelta(seconds=hold_s)
-        self._states.window_s = window_s
-
-    @property
-    def state(self) -> State:
-        """The state now. Changes only by outcomes and by `half_open`, never by itself."""
-        return self._states.state
-
-    @property
-    def epoch(self) -> int:
-        """How many transitions there have been."""
-        return self._states.epoch
-
-    @property
-    def opened(self) -> float:
-        """When it last opened, on the clock."""
-        return self._states.opened
-
-    @opened.setter
-    def opened(self, at: float) -> None:
-        self._states.opened = at
-
-    @property
-    def failures(self) -> int:
-        """Consecutive failures within the window."""
-        return self._states.counter
+        self.states.window_s = window_s
 
     def success(self) -> None:
         """Replay a success: it closes a half-open breaker and resets the count."""
-        if self._states.state is State.CLOSED and not self._states.counter:
+        if not self.states.failures and self.states.state is State.CLOSED:
             return  # it could change nothing, and the replay costs 2 µs
         self._replay(_succeed)
         self._ensure(State.CLOSED)
+        self.states.reset_counter()
 
-    def failure(self) -> None:
-        """Replay a failure: it opens a half-open breaker, or a closed one at the threshold."""
-        closed = self._states.state is State.CLOSED
+    def failure(self, at: float | None = None) -> None:
+        """Replay a failure: it opens a half-open breaker, or a closed one at the threshold.
+
+        Args:
+            at: when it happened, on the clock; None is now.
+        """
+        states = self.states
+        closed, failures = states.state is State.CLOSED, states.failures.copy()
+        states.at = at
         self._replay(_fail)
-        if not closed or self._states.counter >= self.aiobreaker.fail_max:
+        if closed and states.state is State.CLOSED:
+            states.failures = failures  # a raising listener can lose a count, or all of them
+            states.increment_counter()
+        if not closed or states.counter >= self.aiobreaker.fail_max:
             self._ensure(State.OPEN)
+        states.at = None
 
     def half_open(self) -> None:
         """Let a probe through."""
@@ -91,29 +81,25 @@ class Breaker:
 
     def reset(self) -> None:
         """Back to closed in a new epoch, without a transition being told."""
-        self._states.reset()
+        self.states.reset()
 
     def new_epoch(self) -> None:
         """Make every outcome under way a late one."""
-        self._states.epoch += 1
+        self.states.epoch += 1
 
-    def _replay(self, call: Callable[[], None]) -> None:
-        try:
-            self.aiobreaker.call(call)
-        except Exception:  # noqa: BLE001, S110 - our own replayed failure, or a listener's fault
-            pass
+    def _replay(self, outcome: Callable[[], None]) -> None:
+        with suppress(Exception):  # our own replayed failure, or a listener's fault
+            self.aiobreaker.call(outcome)
 
     def _ensure_by(self, turn: Callable[[], None], state: State) -> None:
-        try:
+        with suppress(Exception):  # a listener's fault
             turn()
-        except Exception:  # noqa: BLE001, S110 - a listener's fault
-            pass
         self._ensure(state)
 
     def _ensure(self, state: State) -> None:
         """Complete a transition that a raising listener of aiobreaker cut short."""
-        if self._states.state is not state:
-            self._states.state = state
+        if self.states.state is not state:
+            self.states.state = state
 
 
 def _succeed() -> None:
@@ -125,10 +111,17 @@ def _fail() -> None:
     raise ConnectionError("replayed outcome")
 
 
-class _MonotonicStates(CircuitBreakerStorage):  # type: ignore[misc]
+class MonotonicStates(CircuitBreakerStorage):  # type: ignore[misc]
     """aiobreaker's storage on our clock: stamps are monotonic, old failures are forgotten.
 
     A write of the state *is* a transition, whoever makes it: it starts a new epoch.
+
+    Attributes:
+        epoch: how many transitions there have been.
+        opened: when it last left closed or opened again, on the clock.
+        failures: when each of the consecutive failures was.
+        window_s: those older than this are forgotten.
+        at: when what is being replayed happened, on the clock; None is now.
     """
 
     def __init__(self, clock: Clock, turned: Callable[[State, State], None]) -> None:
@@ -136,10 +129,11 @@ class _MonotonicStates(CircuitBreakerStorage):  # type: ignore[misc]
         self.epoch = 0
         self.opened = 0.0
         self.window_s = 60.0
+        self.at: float | None = None
+        self.failures: deque[float] = deque()
         self._clock = clock
         self._turned = turned
         self._state = State.CLOSED
-        self._failures: deque[float] = deque(maxlen=1000)
 
     @property
     def state(self) -> State:
@@ -151,30 +145,30 @@ class _MonotonicStates(CircuitBreakerStorage):  # type: ignore[misc]
             return
         old, self._state = self._state, state
         self.epoch += 1
-        self._failures.clear()
-        if state is State.OPEN:
-            self.opened = self._clock()
+        self.failures.clear()
+        if state is State.OPEN or old is State.CLOSED:
+            self.opened = self._clock() if self.at is None else self.at
         self._turned(old, state)
 
     def reset(self) -> None:
         """Back to closed in a new epoch, without a transition being told."""
         self._state = State.CLOSED
-        self._failures.clear()
+        self.failures.clear()
         self.epoch += 1
 
     def increment_counter(self) -> None:
-        self._failures.append(self._clock())
+        self.failures.append(self._clock())
 
     def reset_counter(self) -> None:
-        self._failures.clear()
+        self.failures.clear()
 
     @property
     def counter(self) -> int:
         """Consecutive failures within the window."""
-        failures = self._failures
+        failures = self.failures
         if failures:
             oldest = self._clock() - self.window_s
-            while failures and failures[0] <= oldest:
+            while failures and failures[0] < oldest:
                 failures.popleft()
         return len(failures)
 

@@ -14,15 +14,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 
 from gateway.clock import Clock
 from gateway.detectors.failures import Outcome
 from gateway.policies.breaker import Breaker, State
 from gateway.policies.phases import CircuitOptions, Permit, Phase, Transition
 from gateway.policies.sampling import Sampling
-from gateway.primitives.scheduling import Schedule
+from gateway.primitives.scheduling import Schedule, growth
 
-# A hold that ends at exactly 300 s must not be missed by a float's last digit.
+# The cause of a transition that nothing here made: somebody drives `circuit.breaker` directly.
+_BY_HAND = "by hand"
+# A hold that ends at exactly 300 s must not be missed by a float's last digit, and 31 s of a ramp
+# to 60 are 31 and not 32.
 _EPSILON = 1e-9
 
 
@@ -34,11 +38,12 @@ class Circuit:
         options: see `CircuitOptions`.
         clock: monotonic seconds.
         limit: how many requests the mode takes at once when healthy; what the ramp grows to.
-        on_change: told of each transition, after it is complete. Must not raise.
+        on_change: told of each transition, after it is complete. If it raises, nothing changes.
 
     Attributes:
         breaker: the aiobreaker `CircuitBreaker` that holds the state.
         in_flight: permits not yet settled.
+        tried: when the panic rule last had a trial, on the clock.
         late: outcomes that came after their epoch and changed nothing.
     """
 
@@ -54,19 +59,22 @@ class Circuit:
         self.name = name
         self.in_flight = 0
         self.late = 0
+        self.tried = -math.inf
         self._clock = clock
         self._limit = limit
         self._on_change = on_change
         self._breaker = Breaker(name, clock, self._turned)
+        self._states = self._breaker.states
         self.breaker = self._breaker.aiobreaker
         self._forced: Phase | None = None
-        self._cause = ""
+        self._cause = _BY_HAND
         self._probe: Permit | None = None
         self._waiting: dict[Permit, None] = {}
         self._last_token = -math.inf
         self._relapses = 0
         self._ramp_from = -math.inf
         self._ramp_floor = 0.0
+        self._recent = Sampling(options.sampling_duration_s)
         self.options = options
 
     @property
@@ -76,9 +84,10 @@ class Circuit:
 
     @options.setter
     def options(self, options: CircuitOptions) -> None:
-        self._options = options
         self._ramp = Schedule.named(options.ramp, 0.0, 1.0)
-        self._recent = Sampling(options.sampling_duration_s)
+        self._options = options
+        if options.sampling_duration_s != self._recent.duration_s:
+            self._recent = Sampling(options.sampling_duration_s)
         self._breaker.configure(
             options.failure_threshold, options.failure_window_s, options.break_duration_s
         )
@@ -88,90 +97,100 @@ class Circuit:
     @property
     def epoch(self) -> int:
         """How many transitions there have been."""
-        return self._breaker.epoch
+        return self._states.epoch
 
     def phase(self) -> Phase:
         """Where the circuit stands now."""
         if self._forced is not None:
             return self._forced
-        now = self._clock()
-        state = self._breaker.state
+        now, state = self._clock(), self._states.state
         if state is State.CLOSED:
-            recovering = now < self._ramp_from + self._options.ramp_s
-            return Phase.RECOVERING if recovering else Phase.CLOSED
-        if state is State.HALF_OPEN:
-            if self._probe is None:
-                return Phase.PROBE_DUE
-            return Phase.OPEN if self._lease_over(now) else Phase.PROBING
+            return Phase.RECOVERING if self._ramping(now) else Phase.CLOSED
+        if state is State.HALF_OPEN and not self._lease_over(now):
+            return Phase.PROBING if self._probe else Phase.PROBE_DUE
         return Phase.PROBE_DUE if now + _EPSILON >= self._probe_at() else Phase.OPEN
 
     @property
     def opened(self) -> float | None:
         """When it opened, on the clock; None unless it is open or probing."""
-        return None if self._breaker.state is State.CLOSED else self._breaker.opened
+        if self._states.state is State.CLOSED:
+            return None
+        if self._probe is not None and self._lease_over(self._clock()):
+            return self._probe.lease_until
+        return self._states.opened
 
     def hold_s(self) -> float:
         """How long this opening holds, relapses counted in."""
-        grown = self._options.break_duration_s * self._options.break_growth**self._relapses
-        return min(grown, max(self._options.break_max_s, self._options.break_duration_s))
+        options = self._options
+        base, cap = options.break_duration_s, options.break_max_s
+        if base <= 0:
+            return 0.0
+        relapses = self._relapses + self._lease_over(self._clock())
+        return growth(relapses, base=base, factor=options.break_growth, cap=max(base, cap))
 
     def until(self) -> float | None:
         """Seconds until the mode may be tried again; None if it is closed or forced."""
-        if self._forced is not None or self._breaker.state is State.CLOSED:
-            return None
-        now = self._clock()
-        if self._probe is None or self._probe.lease_until is None:
+        phase, now = self.phase(), self._clock()
+        if phase is Phase.PROBING and self._probe is not None:
+            return max(0.0, self._probe.lease_until - now)
+        if phase is Phase.OPEN:
             return max(0.0, self._probe_at() - now)
-        ends = self._probe.lease_until
-        return max(0.0, ends + self.hold_s() - now if self._lease_over(now) else ends - now)
+        return 0.0 if phase is Phase.PROBE_DUE else None
 
     def cap(self) -> int:
         """How many may be in flight now: grows from 1 to the limit while recovering (B6)."""
-        limit = self._limit()
-        since = self._clock() - self._ramp_from
-        if since >= self._options.ramp_s:
+        limit, now = self._limit(), self._clock()
+        if not self._ramping(now):
             return limit
-        share = self._ramp(since / self._options.ramp_s)
-        return max(1, math.ceil(self._ramp_floor + (limit - self._ramp_floor) * share))
+        share = self._ramp((now - self._ramp_from) / self._options.ramp_s)
+        grown = self._ramp_floor + (limit - self._ramp_floor) * share
+        return max(1, math.ceil(grown - _EPSILON))
 
     def at_cap(self) -> bool:
         """Whether the recovery ramp lets no more in just now."""
-        recovering = self._clock() < self._ramp_from + self._options.ramp_s
-        return recovering and self.in_flight >= self.cap()
+        return self._ramping(self._clock()) and self.in_flight >= self.cap()
 
     # -- passing: admit, then settle exactly once -----------------------------------------------
 
-    def admit(self, slow_s: float | None = None) -> Permit | None:
+    def admit(self, slow_s: float | None = None, lease_s: float | None = None) -> Permit | None:
         """Let one request in, or not. Never waits.
 
         Args:
             slow_s: overdue threshold for this visit; None takes `options.slow_s`, 0 turns it off.
+            lease_s: how long a probe may take; None takes `options.probe_lease_s`.
         """
         now = self._clock()
         slow_s = self._options.slow_s if slow_s is None else slow_s
-        self._expire_lease(now)
+        if self._probe is not None:
+            self._expire_lease(now)
         if self._forced is Phase.FORCED_OPEN:
             return None
-        state = self._breaker.state
+        state = self._states.state
         if state is State.CLOSED or self._forced is Phase.FORCED_CLOSED:
-            if self.at_cap():
+            if self._ramping(now) and self.at_cap():
                 return None
-            return self._issue(Permit(self.epoch, now, slow_s, None))
+            return self._issue(Permit(self._states.epoch, now, slow_s))
         if state is State.OPEN and now + _EPSILON < self._probe_at():
             return None
-        return self._issue_probe(now, slow_s)
+        return self._issue_probe(now, slow_s, lease_s)
 
-    def admit_trial(self, slow_s: float | None = None) -> Permit | None:
+    def admit_trial(
+        self, slow_s: float | None = None, lease_s: float | None = None
+    ) -> Permit | None:
         """Let one leased probe in although the hold is not over: the panic rule (B9)."""
         now = self._clock()
         self._expire_lease(now)
-        if self._forced is not None or self._breaker.state is State.CLOSED:
+        if self._forced is not None or self._states.state is State.CLOSED:
             return None
-        return self._issue_probe(now, self._options.slow_s if slow_s is None else slow_s)
+        slow_s = self._options.slow_s if slow_s is None else slow_s
+        permit = self._issue_probe(now, slow_s, lease_s)
+        if permit is not None:
+            self.tried = now
+        return permit
 
     def first_token(self, permit: Permit) -> None:
         """A first content token came: the mode is alive, the permit no longer overdue."""
-        if self._waiting.pop(permit, permit) is None:
+        if self._waiting.pop(permit, permit) is None and permit.epoch == self._states.epoch:
             self._last_token = self._clock()
 
     def settle(self, permit: Permit, outcome: Outcome, cause: str = "") -> None:
@@ -190,9 +209,9 @@ class Circuit:
         if permit is self._probe:
             self._expire_lease(self._clock())
             self._probe = None
-        if permit.epoch != self.epoch:
+        if permit.epoch != self._states.epoch:
             self.late += 1
-        elif self._forced is None and not permit.counted and outcome is not Outcome.IGNORED:
+        elif self._forced is None and outcome is not Outcome.IGNORED:
             self._record(outcome, cause)
 
     def sweep(self) -> bool:
@@ -203,30 +222,26 @@ class Circuit:
         """
         now = self._clock()
         self._expire_lease(now)
-        if self._forced is None and self._breaker.state is State.CLOSED:
-            overdue = [
-                permit
-                for permit in self._waiting
-                if permit.overdue(now)
+        if self._forced is None and self._states.state is State.CLOSED:
+            overdue = sum(
+                permit.overdue(now)
                 and permit.epoch == self.epoch
-                and permit.started > self._last_token
-            ]
-            if len(overdue) >= self._options.failure_threshold:
-                for permit in overdue:
-                    permit.counted = True
-                for _ in range(self._options.failure_threshold):
-                    self._record(Outcome.FAILURE, "overdue")
+                and permit.started >= self._last_token
+                for permit in self._waiting
+            )
+            if overdue >= self._options.failure_threshold:
+                self._cause = "overdue"
+                self._breaker.open()
         return self.phase().downshifted
 
     def force(self, how: str) -> None:
         """Operators' switch: "open", "closed" or "auto". Auto comes back closed, ramping up."""
         forced = {"open": Phase.FORCED_OPEN, "closed": Phase.FORCED_CLOSED, "auto": None}[how]
-        if forced is None and self._forced is None:
+        if forced is self._forced:
             return
         old = self.phase()
-        self._forced = forced
-        self._probe = None
-        self._cause = "operator"
+        self._forced, self._probe, self._cause = forced, None, "operator"
+        self._recent.clear()
         if forced is None:
             self._breaker.reset()
             self._ramp_from, self._ramp_floor = self._clock(), 0.0
@@ -236,66 +251,62 @@ class Circuit:
 
     # -- inside ---------------------------------------------------------------------------------
 
-    def _probe_at(self) -> float:
-        hold = self.hold_s()
-        early = self._options.early_probe_s
-        return self._breaker.opened + (min(hold, early) if early > 0 else hold)
-
     def _lease_over(self, now: float) -> bool:
-        probe = self._probe
-        return (
-            probe is not None
-            and probe.lease_until is not None
-            and now + _EPSILON >= probe.lease_until
-        )
+        """Whether a probe overstayed. It reopened the circuit then, noticed or not (B12)."""
+        return self._probe is not None and now + _EPSILON >= self._probe.lease_until
+
+    def _probe_at(self) -> float:
+        hold, early = self.hold_s(), self._options.early_probe_s
+        return (self.opened or 0.0) + (min(hold, early) if early > 0 else hold)
+
+    def _ramping(self, now: float) -> bool:
+        return self._forced is None and now < self._ramp_from + self._options.ramp_s
 
     def _issue(self, permit: Permit) -> Permit:
         self.in_flight += 1
         self._waiting[permit] = None
         return permit
 
-    def _issue_probe(self, now: float, slow_s: float) -> Permit | None:
+    def _issue_probe(self, now: float, slow_s: float, lease_s: float | None) -> Permit | None:
         if self._probe is not None:
             return None
-        if self._breaker.state is State.OPEN:
+        opens = self._states.state is State.OPEN
+        lease_s = self._options.probe_lease_s if lease_s is None else lease_s
+        probe = Permit(self.epoch + opens, now, slow_s, now + lease_s)
+        self._probe = probe  # first, so that who hears of the transition sees it probing
+        if opens:
             self._cause = "probe"
             self._breaker.half_open()
-        self._probe = Permit(self.epoch, now, slow_s, now + self._options.probe_lease_s)
-        return self._issue(self._probe)
+        return self._issue(probe)
 
     def _expire_lease(self, now: float) -> None:
-        probe = self._probe
-        if probe is None or probe.lease_until is None or not self._lease_over(now):
-            return
-        self._probe = None
-        self._record(Outcome.FAILURE, "lease over")
-        self._breaker.opened = probe.lease_until  # when it failed, not when someone noticed
+        if self._probe is not None and self._lease_over(now):
+            at, self._probe, self._cause = self._probe.lease_until, None, "lease over"
+            self._breaker.failure(at)  # when it failed, not when someone noticed
 
     def _record(self, outcome: Outcome, cause: str) -> None:
         """Count one outcome and replay it into the breaker."""
-        if self._breaker.state is State.OPEN:
-            return
+        now, failed = self._clock(), outcome is Outcome.FAILURE
         self._cause = cause
-        self._recent.add(self._clock(), outcome is Outcome.FAILURE)
-        if outcome is Outcome.SUCCESS:
+        self._recent.add(now, failed)
+        if failed:
+            self._halve_ramp(now)
+            self._breaker.failure()
+            if self._states.state is State.CLOSED and self._rate_trips(now):
+                self._cause = "failure ratio"
+                self._breaker.open()
+        else:
             self._breaker.success()
-            return
-        if self._breaker.state is State.CLOSED:
-            self._halve_ramp()
-        self._breaker.failure()
-        if self._breaker.state is State.CLOSED and self._rate_trips():
-            self._cause = "failure ratio"
-            self._breaker.open()
+        self._cause = _BY_HAND
 
-    def _rate_trips(self) -> bool:
-        calls, failures = self._recent.totals(self._clock())
+    def _rate_trips(self, now: float) -> bool:
+        calls, failures = self._recent.totals(now)
         ratio = self._options.failure_ratio
         return ratio > 0 and calls >= self._options.minimum_throughput and failures >= ratio * calls
 
-    def _halve_ramp(self) -> None:
+    def _halve_ramp(self, now: float) -> None:
         """A failure while recovering: go back to half the cap and climb from there (B6)."""
-        now = self._clock()
-        if now < self._ramp_from + self._options.ramp_s:
+        if self._ramping(now):
             self._ramp_floor = self.cap() / 2
             self._ramp_from = now
 
@@ -303,9 +314,8 @@ class Circuit:
         """The breaker changed state: a new epoch began."""
         now = self._clock()
         self._recent.clear()
-        self._last_token = -math.inf
         if new is State.OPEN:
-            relapse = old is State.HALF_OPEN or now < self._ramp_from + self._options.ramp_s
+            relapse = old is State.HALF_OPEN or self._ramping(now)
             self._relapses = self._relapses + 1 if relapse else 0
             self._probe = None
         elif new is State.CLOSED:
@@ -314,8 +324,11 @@ class Circuit:
         self._tell(_PHASES[old], Phase.PROBING if new is State.HALF_OPEN else self.phase())
 
     def _tell(self, old: Phase, new: Phase) -> None:
+        transition = Transition(old, new, self._cause, self.epoch)
+        self._cause = _BY_HAND
         if self._on_change is not None:
-            self._on_change(Transition(old, new, self._cause, self.epoch))
+            with suppress(Exception):
+                self._on_change(transition)
 
 
 _PHASES = {State.CLOSED: Phase.CLOSED, State.OPEN: Phase.OPEN, State.HALF_OPEN: Phase.PROBING}

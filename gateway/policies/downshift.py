@@ -136,7 +136,12 @@ class Rung:
 
     def resting_s(self) -> float:
         """Seconds until the first target has rested, 0 if one is ready."""
-        return max(0.0, min(t.resting_until for t in self.targets) - self._clock())
+        now, least = self._clock(), math.inf
+        for target in self.targets:
+            if target.resting_until <= now:
+                return 0.0
+            least = min(least, target.resting_until - now)
+        return least
 
     def until(self) -> float | None:
         """Seconds until the mode may be back, None if it is there or nobody knows."""
@@ -147,7 +152,9 @@ class Rung:
 
     def too_slow(self, elapsed_s: float) -> bool:
         """Whether that long without a first token is not normal for this mode."""
-        slow_s = self.circuit.options.slow_s
+        # A whole answer takes as long as it takes: see `_overdue_s`.
+        streams = all(target.provider.streams for target in self.targets)
+        slow_s = self.circuit.options.slow_s if streams else 0.0
         normal = self.latency.slow_s(self.name)
         return 0 < slow_s <= elapsed_s or elapsed_s >= max(1.0, 3.0 * normal)
 
@@ -161,6 +168,16 @@ class Rung:
             return None
         normal = self.latency.slow_s(self.name)
         return max(self.circuit.options.slow_s, normal) if math.isfinite(normal) else 0.0
+
+    def _lease_s(self, target: Target) -> float | None:
+        """How long a probe of `target` may take; without a stream, as long as a whole answer may.
+
+        A stream proves itself with its first tokens; a whole answer of a minute could never do so
+        within a lease made for those, and its mode would stay open for ever.
+        """
+        if target.provider.streams:
+            return None
+        return max(self.circuit.options.probe_lease_s, self.mode.deadline_s)
 
     def room(self, *, native: bool) -> bool:
         """Whether one more may start now, by limit and by recovery ramp."""
@@ -200,9 +217,9 @@ class Rung:
             return Refusal("cooling", resting) if resting else Refusal("context")
         if not self.limit.room(native=native):
             return Refusal("saturated", 1.0)
-        slow_s = self._overdue_s(target)
-        circuit = self.circuit
-        permit = circuit.admit_trial(slow_s) if trial else circuit.admit(slow_s)
+        slow_s, lease_s = self._overdue_s(target), self._lease_s(target)
+        admit = self.circuit.admit_trial if trial else self.circuit.admit
+        permit = admit(slow_s, lease_s)
         if permit is None:
             return self._refusal()
         self.limit.enter(native=native)
@@ -218,6 +235,7 @@ class Rung:
 
 
 _FORCED = frozenset({Phase.FORCED_OPEN, Phase.FORCED_CLOSED})
+_WAITING = frozenset({Phase.OPEN, Phase.PROBE_DUE})
 
 
 class Ladder:
@@ -232,7 +250,6 @@ class Ladder:
         self.rungs = list(rungs)
         self._index = {rung.name: rung.index for rung in self.rungs}
         self._clock = clock
-        self._last_panic = float("-inf")
 
     def __iter__(self) -> Iterator[Rung]:
         return iter(self.rungs)
@@ -253,25 +270,29 @@ class Ladder:
 
         Only then does waiting help; a mode that is open is no reason to queue.
         """
-        well = [r for r in self.below(start, allow_degrade=allow_degrade) if not r.downshifted]
-        return bool(well) and not any(r.room(native=r.index == start) for r in well)
+        well = False
+        for rung in self.below(start, allow_degrade=allow_degrade):
+            if not rung.downshifted:
+                if rung.room(native=rung.index == start):
+                    return False
+                well = True
+        return well
 
     def panic(self, start: int) -> Rung | None:
-        """If every mode is open: the one open longest, at most once each 5 s (B9).
+        """If every mode is open: the one open longest that can be entered, a trial each 5 s (B9).
 
         Total-outage recovery must not wait for a 300 s hold.
         """
-        now = self._clock()
-        if now - self._last_panic < _PANIC_EVERY_S:
+        last = max(rung.circuit.tried for rung in self.rungs)
+        if self._clock() - last < _PANIC_EVERY_S:
             return None
         if not all(rung.circuit.phase().downshifted for rung in self.rungs):
             return None
         candidates = [
-            rung
+            (rung.circuit.opened or 0.0, rung.index)
             for rung in self.rungs[start:]
-            if rung.circuit.phase() in (Phase.OPEN, Phase.PROBE_DUE)
+            if rung.circuit.phase() in _WAITING
+            and rung.pick() is not None
+            and rung.limit.room(native=rung.index == start)
         ]
-        if not candidates:
-            return None
-        self._last_panic = now
-        return min(candidates, key=lambda rung: rung.circuit.opened or now)
+        return self.rungs[min(candidates)[1]] if candidates else None

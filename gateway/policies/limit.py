@@ -48,9 +48,9 @@ class Limit:
         return self.native + self.downshifted
 
     def resize(self, maximum: int) -> None:
-        """Take a new maximum from a reload; requests in flight stay."""
+        """Take a new maximum from a reload; what was learned is kept, in proportion."""
+        self._limit = max(float(min(_FLOOR, maximum)), self._limit * maximum / self._maximum)
         self._maximum = maximum
-        self._limit = float(maximum)
 
     def room(self, *, native: bool) -> bool:
         """Whether one more may start now (B14)."""

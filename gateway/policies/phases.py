@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
+
+import msgspec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,21 +78,27 @@ class Phase(StrEnum):
 _DOWNSHIFTED = frozenset({Phase.OPEN, Phase.PROBE_DUE, Phase.PROBING, Phase.FORCED_OPEN})
 
 
-class Permit:
-    """Leave to visit a mode once. Settled exactly once; only counts in its own epoch."""
+class Permit(msgspec.Struct, eq=False, gc=False):
+    """Leave to visit a mode once. Settled exactly once; only counts in its own epoch.
 
-    __slots__ = ("counted", "epoch", "lease_until", "probe", "settled", "slow_s", "started")
+    Attributes:
+        epoch: the circuit's, when it was given.
+        started: when it was given, on the clock.
+        slow_s: without a first token for this long it is overdue, seconds; 0 = never.
+        lease_until: a probe must be settled by then, on the clock.
+        settled: whether it has been.
+    """
 
-    def __init__(
-        self, epoch: int, started: float, slow_s: float, lease_until: float | None
-    ) -> None:
-        self.epoch = epoch
-        self.started = started
-        self.slow_s = slow_s
-        self.lease_until = lease_until
-        self.probe = lease_until is not None
-        self.settled = False
-        self.counted = False
+    epoch: int
+    started: float
+    slow_s: float
+    lease_until: float = math.inf
+    settled: bool = False
+
+    @property
+    def probe(self) -> bool:
+        """Whether it is a leased probe."""
+        return self.lease_until < math.inf
 
     def overdue(self, now: float) -> bool:
         """Whether it has waited past its slow threshold."""

@@ -15,6 +15,7 @@ class Sampling:
     _BUCKETS = 30
 
     def __init__(self, duration_s: float) -> None:
+        self.duration_s = duration_s
         self._width = duration_s / self._BUCKETS
         self._buckets: deque[list[int]] = deque()
 
