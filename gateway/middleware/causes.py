@@ -55,9 +55,10 @@ class Causes:
             else CircuitOpen(message, mode=mode, retry_after=refusal.retry_after)
         )
 
-    def late(self, waited_s: float) -> DeadlineExceeded:
-        """The error of a request whose time ran out on the way."""
-        return DeadlineExceeded(f"no answer in {waited_s:.3g} s" + (f" ({self})" if self else ""))
+    def late(self, waited_s: float, partial: str) -> DeadlineExceeded:
+        """The error of a request whose time ran out on the way, with the text that had arrived."""
+        tried = f" ({self})" if self else ""
+        return DeadlineExceeded(f"no answer in {waited_s:.3g} s{tried}", partial=partial)
 
     def error(self, *, lone: bool) -> GatewayError:
         """The error of a request that no mode answered.

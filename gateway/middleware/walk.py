@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from gateway.assembly import Assembly
 from gateway.clock import Clock
 from gateway.detectors.failures import Judgement, Outcome, Then, judge
-from gateway.errors import GatewayError, UpstreamError
+from gateway.errors import GatewayError, StreamInterrupted, UpstreamError
 from gateway.events import AttemptFinished, EventBus, TargetResting
 from gateway.generation import GenerationRequest, Served
 from gateway.middleware.attempt import Attempt
@@ -220,6 +220,8 @@ class Walk:
             self.visit, self.attempt, self._target = visit, attempt, target
         except UpstreamError as error:
             failure = error
+            if isinstance(error, StreamInterrupted):
+                error.mode, error.partial = visit.rung.name, self.assembly.text()
             visit.outcome, visit.cause = verdict(error, attempt, visit.rung), error.kind
             raise
         except asyncio.CancelledError:
@@ -344,5 +346,5 @@ class Walk:
         """What the caller hears when no mode answered."""
         request, now = self.request, self.clock()
         if now >= request.deadline:
-            return self._causes.late(now - request.started)
+            return self._causes.late(now - request.started, self.assembly.text())
         return self._causes.error(lone=len(self._ladder) == 1 or not request.allow_degrade)
