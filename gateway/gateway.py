@@ -84,6 +84,7 @@ class Gateway:
         cls,
         client: object | Mapping[str, object],
         *,
+        model: str | Mapping[str, str] = "",
         config: Mapping[str, Any] | None = None,
         clock: Clock = time.monotonic,
         listeners: Sequence[Listener] = (),
@@ -94,15 +95,18 @@ class Gateway:
             client: any sync or async callable `prompt -> str`; an object shaped like `AsyncOpenAI`,
                 `OpenAI` or dashscope's `Generation`; or `{mode: client}`, best mode first. One
                 client alone serves creative, balanced and fast with each mode's own sampling.
+            model: what an OpenAI-like client is asked for: one name, or `{mode: name}`, which
+                also names the modes of one client. Functions need none.
             config: further tables as in config.toml (`circuit`, `cache`, ...), without `modes`.
             clock, listeners: see `Gateway`.
 
         Raises:
-            ConfigError: not something that can be called.
+            ConfigError: not something that can be called, or an OpenAI-like client without a model.
         """
         from gateway.wrapping import wrapped_config  # noqa: PLC0415
 
-        return cls(wrapped_config(client, config or {}), clock=clock, listeners=listeners)
+        built = wrapped_config(client, model, config or {})
+        return cls(built, clock=clock, listeners=listeners)
 
     # -- asking ---------------------------------------------------------------------------------
 

@@ -75,7 +75,9 @@ class _OpenAIShape:
         self.kind = "dashscope" if "aliyuncs.com" in address else "openai"
         self.model = model or capabilities(self.kind).model or ""
         if not self.model:
-            raise ConfigError("a client in OpenAI's shape must be told which model", key="model")
+            raise ConfigError(
+                "a client in OpenAI's shape must be told which: pass model='...'", key="model"
+            )
         options = getattr(client, "with_options", None)
         if callable(options) and hasattr(client, "max_retries"):
             client = options(max_retries=0)

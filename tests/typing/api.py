@@ -77,6 +77,8 @@ def script() -> str:
 
     wrapped = Gateway.wrap({"creative": qwen, "fast": qwen_async}, config={"cache": {"ttl_s": 60}})
     text: str = wrapped.generate_sync("hello").text
+    Gateway.wrap(object(), model="qwen3-max")
+    Gateway.wrap(object(), model={"creative": "qwen3-max", "fast": "qwen-flash"})
     wrapped.close()
     return text
 
