@@ -21,7 +21,7 @@ from gateway.detectors.failures import Outcome
 from gateway.policies.breaker import Breaker, State
 from gateway.policies.phases import CircuitOptions, Permit, Phase, Transition
 from gateway.policies.sampling import Sampling
-from gateway.primitives.scheduling import Schedule, growth
+from gateway.primitives.scheduling import Schedule
 
 # The cause of a transition that nothing here made: somebody drives `circuit.breaker` directly.
 _BY_HAND = "by hand"
@@ -121,12 +121,7 @@ class Circuit:
 
     def hold_s(self) -> float:
         """How long this opening holds, relapses counted in."""
-        options = self._options
-        base, cap = options.break_duration_s, options.break_max_s
-        if base <= 0:
-            return 0.0
-        relapses = self._relapses + self._lease_over(self._clock())
-        return growth(relapses, base=base, factor=options.break_growth, cap=max(base, cap))
+        return self._options.hold_s(self._relapses + self._lease_over(self._clock()))
 
     def until(self) -> float | None:
         """Seconds until the mode may be tried again; None if it is closed or forced."""
@@ -193,6 +188,10 @@ class Circuit:
         if self._waiting.pop(permit, permit) is None and permit.epoch == self._states.epoch:
             self._last_token = self._clock()
 
+    def alive_since(self, at: float) -> bool:
+        """Whether a first token came after `at`, in this epoch."""
+        return self._last_token > at
+
     def settle(self, permit: Permit, outcome: Outcome, cause: str = "") -> None:
         """Record how a visit ended. Idempotent, synchronous, never raises.
 
@@ -241,7 +240,7 @@ class Circuit:
             return
         old = self.phase()
         self._forced, self._probe, self._cause = forced, None, "operator"
-        self._recent.clear()
+        self._forget()
         if forced is None:
             self._breaker.reset()
             self._ramp_from, self._ramp_floor = self._clock(), 0.0
@@ -292,14 +291,14 @@ class Circuit:
         if failed:
             self._halve_ramp(now)
             self._breaker.failure()
-            if self._states.state is State.CLOSED and self._rate_trips(now):
+            if self._states.state is State.CLOSED and self._share_failed(now):
                 self._cause = "failure ratio"
                 self._breaker.open()
         else:
             self._breaker.success()
         self._cause = _BY_HAND
 
-    def _rate_trips(self, now: float) -> bool:
+    def _share_failed(self, now: float) -> bool:
         calls, failures = self._recent.totals(now)
         ratio = self._options.failure_ratio
         return ratio > 0 and calls >= self._options.minimum_throughput and failures >= ratio * calls
@@ -313,7 +312,7 @@ class Circuit:
     def _turned(self, old: State, new: State) -> None:
         """The breaker changed state: a new epoch began."""
         now = self._clock()
-        self._recent.clear()
+        self._forget()
         if new is State.OPEN:
             relapse = old is State.HALF_OPEN or self._ramping(now)
             self._relapses = self._relapses + 1 if relapse else 0
@@ -322,6 +321,11 @@ class Circuit:
             self._probe = None
             self._ramp_from, self._ramp_floor = now, 0.0
         self._tell(_PHASES[old], Phase.PROBING if new is State.HALF_OPEN else self.phase())
+
+    def _forget(self) -> None:
+        """What came in an earlier epoch says nothing about this one."""
+        self._recent.clear()
+        self._last_token = -math.inf
 
     def _tell(self, old: Phase, new: Phase) -> None:
         transition = Transition(old, new, self._cause, self.epoch)

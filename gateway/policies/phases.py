@@ -8,6 +8,8 @@ from enum import StrEnum
 
 import msgspec
 
+from gateway.primitives.scheduling import growth
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitOptions:
@@ -47,6 +49,14 @@ class CircuitOptions:
     ramp: str = "linear"
     bottom_break_s: float = 5.0
     bottom_break_max_s: float = 30.0
+
+    def hold_s(self, relapses: int) -> float:
+        """How long an opening holds, in seconds, the `relapses` before it counted in."""
+        base = self.break_duration_s
+        if base <= 0:
+            return 0.0
+        longest = max(base, self.break_max_s)
+        return growth(relapses, base=base, factor=self.break_growth, cap=longest)
 
     def for_bottom(self) -> CircuitOptions:
         """The options of the lowest mode: short holds that double (B9)."""

@@ -566,7 +566,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*utcnow:DeprecationWarning")
 
 EXAMPLES = int(os.environ.get("CIRCUIT_EXAMPLES", "0"))
 CircuitMachine.TestCase.settings = settings(
-    max_examples=EXAMPLES or 150,
+    max_examples=EXAMPLES or 100,
     stateful_step_count=40,
     derandomize=not EXAMPLES,
     database=None,

@@ -356,7 +356,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*utcnow:DeprecationWarning")
 
 EXAMPLES = int(os.environ.get("LADDER_EXAMPLES", "0"))
 LadderMachine.TestCase.settings = settings(
-    max_examples=EXAMPLES or 100,
+    max_examples=EXAMPLES or 80,
     stateful_step_count=30,
     derandomize=not EXAMPLES,
     database=None,

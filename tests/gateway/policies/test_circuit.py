@@ -156,6 +156,19 @@ def test_a_first_token_of_an_earlier_epoch_is_no_sign_of_life() -> None:
     assert mode.circuit.sweep()
 
 
+def test_signs_of_life_end_with_their_epoch() -> None:
+    for by_hand in (True, False):
+        mode = Mode()
+        began = mode.clock()
+        assert not mode.circuit.alive_since(began)
+        mode.clock.advance(1.0)
+        mode.circuit.first_token(mode.admit())
+        assert mode.circuit.alive_since(began)
+        assert not mode.circuit.alive_since(mode.clock())
+        mode.circuit.breaker.open() if by_hand else mode.circuit.force("open")
+        assert not mode.circuit.alive_since(began)
+
+
 def test_overdue_attempts_do_not_count_twice() -> None:
     mode = Mode()
     overdue = [mode.admit() for _ in range(3)]
@@ -454,6 +467,18 @@ def test_a_failure_on_the_ramp_halves_the_cap_and_it_climbs_from_there() -> None
     assert (mode.circuit.cap(), mode.circuit.phase()) == (60, Phase.CLOSED)
 
 
+def test_every_recovery_starts_from_one_whatever_the_last_one_came_to() -> None:
+    mode = Mode(limit=60)
+    mode.recover()
+    mode.clock.advance(40.0)
+    mode.run(F)
+    assert mode.circuit.cap() == 20
+    mode.run(F, F)
+    mode.clock.advance(300.0)
+    assert mode.run(S) is Phase.RECOVERING
+    assert mode.circuit.cap() == 1
+
+
 def test_without_a_ramp_recovery_is_at_once() -> None:
     mode = Mode(replace(DEFAULT, ramp_s=0.0))
     mode.open()
@@ -652,14 +677,17 @@ def test_forced_open_lets_nobody_in_and_forced_closed_everybody() -> None:
     assert [t.cause for t in mode.told] == ["operator"] * 3
 
 
-@pytest.mark.parametrize("how", ["open", "closed"])
+@pytest.mark.parametrize("how", ["open", "closed", "by hand"])
 def test_a_probe_an_operator_cut_short_fails_nobody_when_its_lease_ends(how: str) -> None:
     mode = Mode(replace(DEFAULT, failure_threshold=1))
     mode.run(F)
     mode.clock.advance(300.0)
     probe = mode.admit()
-    mode.circuit.force(how)
-    mode.circuit.force("auto")
+    if how == "by hand":
+        mode.circuit.breaker.close()
+    else:
+        mode.circuit.force(how)
+        mode.circuit.force("auto")
     mode.clock.advance(60.0)
     assert mode.circuit.admit() is not None
     mode.circuit.settle(probe, F)
@@ -686,12 +714,13 @@ def test_forcing_what_is_already_so_changes_nothing() -> None:
 
 def test_what_happened_before_an_operator_stepped_in_does_not_count_after() -> None:
     mode = Mode()
-    mode.run(*[S, F] * 4, S)
+    mode.run(*[S, F] * 3, S, F, F)  # one more failure would open it by either rule
     late = mode.admit()
     mode.circuit.force("open")
     mode.circuit.force("auto")
     mode.circuit.settle(late, F)
     assert mode.run(F, F) is Phase.RECOVERING
+    assert mode.run(F) is Phase.OPEN
 
 
 def test_the_breaker_driven_by_hand_stays_consistent() -> None:

@@ -151,6 +151,19 @@ def test_abandoned_visits_count_for_nothing(clock: ManualClock) -> None:
     assert creative.circuit.phase() is Phase.CLOSED
 
 
+@pytest.mark.parametrize(("outcome", "after"), [(S, 8), (N, 7)])
+def test_only_success_lets_the_limit_grow_again(
+    outcome: Outcome, after: int, clock: ManualClock
+) -> None:
+    creative = rung(clock, limit=10)
+    creative.limit.overloaded()
+    visits = [enter(creative) for _ in range(7)]
+    for _ in range(8):
+        leave(visits.pop(), outcome)
+        visits.append(enter(creative))
+    assert creative.limit.current == after
+
+
 def test_a_target_without_a_stream_is_overdue_only_by_what_is_normal(clock: ManualClock) -> None:
     creative = rung(clock, targets=[target(streams=False)])
     assert enter(creative).permit.slow_s == 0.0
