@@ -18,6 +18,8 @@ from gateway.middleware.watch import OverdueWatch
 from gateway.policies.downshift import Ladder, Refusal, Rung, Target, Visit
 from gateway.providers.base import Call
 
+# A target that failed comes last among its mode's for this long, seconds.
+_DOUBT_S = 10.0
 # A failure within this many seconds is quick enough to try the same mode once more (B7).
 _QUICK_S = 1.0
 # How full the purse of a failure domain must be for a second attempt into it (B8).
@@ -240,8 +242,10 @@ class Walk:
         target.in_flight -= 1
         if visit.outcome is Outcome.FAILURE:
             target.budget.failed(late=attempt.late)
+            target.doubted_until = self.clock() + _DOUBT_S
         elif visit.outcome is Outcome.SUCCESS:
             target.budget.succeeded()
+            target.doubted_until = 0.0
         first = attempt.first_token_at
         took = None if first is None else first - attempt.started
         if took is not None and error is None:

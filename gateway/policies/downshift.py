@@ -34,16 +34,17 @@ class Target:
 
     Attributes:
         resting_until: left alone until this clock time (429, overload, dead key).
+        doubted_until: picked last until this clock time, for it failed a moment ago.
         in_flight: attempts under way.
     """
 
-    __slots__ = ("budget", "in_flight", "provider", "resting_until", "weight")
+    __slots__ = ("budget", "doubted_until", "in_flight", "provider", "resting_until", "weight")
 
     def __init__(self, provider: Provider, budget: RetryBudget, weight: float = 1.0) -> None:
         self.provider = provider
         self.budget = budget
         self.weight = weight
-        self.resting_until = float("-inf")
+        self.resting_until = self.doubted_until = float("-inf")
         self.in_flight = 0
 
 
@@ -188,17 +189,19 @@ class Rung:
     ) -> Target | None:
         """The least loaded target that is not resting and whose window is above `window` tokens.
 
-        Targets in `tried` come last: a retry goes elsewhere if there is an elsewhere.
+        Targets in `tried` come last: a retry goes elsewhere if there is an elsewhere. So do those
+        that failed lately: one sick endpoint of several must not open the mode.
         """
         now = self._clock()
         best: Target | None = None
-        best_load = (True, 0.0)
+        best_load = (True, True, 0.0)
         for target in self.targets:
             if target.resting_until > now:
                 continue
             if window and (target.provider.context_window or window + 1) <= window:
                 continue
-            load = (target in tried, (target.in_flight + 1) / target.weight)
+            doubted = target.doubted_until > now
+            load = (target in tried, doubted, (target.in_flight + 1) / target.weight)
             if best is None or load < best_load:
                 best, best_load = target, load
         return best

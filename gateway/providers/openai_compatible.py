@@ -35,6 +35,7 @@ _T = TypeVar("_T")
 _encode = msgspec.json.Encoder().encode
 
 _MAX_ERROR_BYTES = 64 * 1024
+_ERROR_BODY_S = 1.0
 
 
 class OpenAICompatible:
@@ -144,9 +145,10 @@ class OpenAICompatible:
     async def _refusal(self, response: Response) -> UpstreamError:
         """The error that an answer other than 2xx means; leaves the connection fit for reuse."""
         try:
-            body = await response.read_all(_MAX_ERROR_BYTES)
+            async with asyncio.timeout(_ERROR_BODY_S):
+                body = await response.read_all(_MAX_ERROR_BYTES)
             response.release()
-        except UpstreamError:
+        except (UpstreamError, TimeoutError):
             body = b""  # the status alone says enough
         headers = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in response.headers

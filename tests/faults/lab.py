@@ -133,6 +133,10 @@ class Lab:
         self._gateways.append(gateway)
         return gateway
 
+    def forget(self) -> None:
+        """The latest gateway lived, and was closed, on another loop."""
+        self._gateways.pop()
+
     async def stop(self) -> None:
         """Close every gateway; nothing may be left of any, on either side of the wire."""
         for gateway in self._gateways:

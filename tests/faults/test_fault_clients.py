@@ -17,6 +17,7 @@ from lab import Lab, begin
 
 from gateway.errors import AdmissionRejected, ConfigError, GatewayError, UpstreamRejected
 from gateway.events import Event
+from gateway.generation import Generation
 from gateway.simulator.scripted import Exchange
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["http1", "httpx"])
@@ -139,6 +140,41 @@ async def test_42_closing_the_gateway_ends_everything_under_way(lab: Lab, transp
     with pytest.raises(GatewayError, match="closed"):
         await asking
     assert (await hearing).error is not None
+
+
+@TRANSPORTS
+async def test_42_a_callers_own_timeout_is_its_own(lab: Lab, transport: str) -> None:
+    lab.start(target={"transport": transport}, each={"max_in_flight": 1})
+    lab.script("creative", ["ok", "silent", speaks_and_stops, "ok"])
+    await lab.ask()  # so that what is slow the first time is done
+    with pytest.raises(TimeoutError) as caught:
+        async with asyncio.timeout(0.2):
+            await lab.ask()
+    assert not isinstance(caught.value, GatewayError)
+    await lab.until_hung_up()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2), lab.reading() as stream:
+            async for _ in stream:
+                pass
+    await lab.until_hung_up(times=2)
+    assert (await lab.ask(allow_degrade=False)).mode == "creative"
+
+
+async def test_42_a_script_without_a_loop_walks_down_as_well(lab: Lab) -> None:
+    gateway = lab.start()
+    lab.script("creative", ["cut_fin", "400_content_openai"])
+
+    def script() -> Generation:
+        answer = gateway.generate_sync("hello")
+        with pytest.raises(UpstreamRejected):
+            gateway.generate_sync("hello again")
+        gateway.close()
+        return answer
+
+    answer = await asyncio.to_thread(script)
+    lab.check_answer(answer, "hello")
+    assert answer.mode == "balanced"
+    lab.forget()
 
 
 PLAYS = ["ok", "drip", "silent", "pings_only", "500", "reset", "cut_fin", "html", "429_burst"]

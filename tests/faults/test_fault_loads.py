@@ -101,6 +101,64 @@ async def test_an_upstream_is_not_trusted_with_our_memory(lab: Lab, size: int) -
     await lab.until_hung_up()
 
 
+@pytest.mark.parametrize("fault", ["500", "html", "reset"])
+async def test_of_two_targets_the_well_one_is_used(lab: Lab, fault: str) -> None:
+    """A target that fails comes last for a while, so it costs few requests and opens nothing."""
+    lab.primary.script("sick", [fault])
+    place = {"kind": "vllm", "base_url": lab.primary.base_url}
+    targets = [{**place, "model": "sick"}, {**place, "model": "creative"}]
+    lab.start(creative={"targets": targets})
+    modes = [(await lab.ask()).mode for _ in range(40)]
+    assert modes.count("creative") >= 39
+    assert lab.primary.stats("sick").requests <= 3
+    assert lab.phase() == "closed"
+
+    lab.primary.script("sick", ["ok"])
+    lab.clock.skip(60.0)
+    await asyncio.gather(*(lab.gateway.generate(lab.prompt()) for _ in range(10)))
+    assert lab.primary.stats("sick").requests >= 5, "well again, it takes its share"
+
+
+async def test_a_brown_out_opens_by_its_rate_and_costs_no_answer(lab: Lab) -> None:
+    lab.start()
+    for number in range(60):
+        lab.script("creative", "html" if number % 2 else "ok")
+        assert (await lab.ask()).text
+        lab.clock.skip(1.0)
+    assert lab.phase() == "open"
+    assert lab.requests() < 20
+
+
+async def test_a_backend_that_comes_back_weak_is_not_stampeded(lab: Lab) -> None:
+    """After the probe the ramp lets in few at a time, and more as time goes by (B6)."""
+    release = asyncio.Event()
+
+    async def held(exchange: Exchange) -> None:
+        await release.wait()
+        exchange.head()
+        exchange.say(*exchange.tokens)
+        exchange.finish()
+
+    lab.start(each={"max_in_flight": 20})
+    await lab.fail(3)
+    lab.script("creative", ["ok", held])
+    lab.clock.skip(300.0)
+    assert (await lab.ask()).mode == "creative"
+    for let_in in (1, 2, 7):
+        release.clear()
+        asking = [asyncio.create_task(lab.ask()) for _ in range(10)]
+        while sum(task.done() for task in asking) < 10 - let_in:
+            await asyncio.sleep(0)
+        stats = lab.primary.stats("creative")
+        await lab.primary.until(lambda: stats.in_flight == let_in)  # noqa: B023 - awaited at once
+        assert {task.result().reason for task in asking if task.done()} == {"recovering"}
+        release.set()
+        answers = await asyncio.gather(*asking)
+        assert [answer.mode for answer in answers].count("creative") == let_in
+        lab.clock.skip({1: 5.0, 2: 15.0, 7: 0.0}[let_in])  # of a ramp of 60 s
+    assert lab.phase() == "recovering"
+
+
 async def test_a_budget_bounds_what_is_spent_on_one_dead_domain(lab: Lab) -> None:
     """All modes behind one address, no circuit to help: 1.1 attempts a request and a burst (B8)."""
     lab.start(

@@ -310,6 +310,38 @@ async def test_out_of_tokens_before_the_first_word_is_the_callers_own_cap(lab: L
     assert lab.phase() == "closed"
 
 
+@pytest.mark.parametrize("transport", ["http1", "httpx"])
+async def test_an_error_whose_words_never_come_is_told_by_its_status(
+    lab: Lab, transport: str
+) -> None:
+    async def speechless(exchange: Exchange) -> None:
+        exchange.head(429, content_type="application/json", length=1000)
+        await exchange.forever()
+
+    lab.start(target={"transport": transport})
+    lab.script("creative", speechless)
+    answer = await lab.ask()
+    assert (answer.mode, answer.reason) == ("balanced", "cooling")
+    assert answer.duration_s < 2.0, "not the five seconds a first token may take"
+    assert lab.kinds() == {ErrorKind.RATE}
+    await lab.until_hung_up()
+
+
+async def test_one_of_two_choices_cut_off_is_cut_off(lab: Lab) -> None:
+    async def half(exchange: Exchange) -> None:
+        exchange.head()
+        for token in exchange.tokens:
+            for index in (0, 1):
+                exchange.event(exchange.chunk({"content": token}, index=index))
+        exchange.event(exchange.chunk({}, finish_reason="stop"))
+        exchange.end()
+
+    lab.start()
+    lab.script("creative", half)
+    assert (await lab.ask()).mode == "balanced"
+    assert isinstance((await lab.hear()).error, StreamInterrupted)
+
+
 # What breaks behind the first token, in other words than the catalogue's.
 
 
