@@ -75,7 +75,8 @@ class Pipeline:
         self.store = self._store(before)
         self.ladder = Ladder(self._rungs(latency, before), clock)
         self.cache = ResponseCache(self.store, config.cache, self.ladder, clock)
-        self.admission = Admission(self.ladder, config.admission, clock)
+        line = before.admission.line if before else None
+        self.admission: Admission = Admission(self.ladder, config.admission, clock, line)
         self.gearbox = CircuitBreaker(self.ladder, clock, events)
         self._handle: Handler = compose(
             [

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from bisect import insort
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,9 @@ from gateway.policies.sampling import Sampling
 
 if TYPE_CHECKING:  # config.py needs the options only, and importing a circuit is dear
     from gateway.policies.downshift import Ladder
-    from gateway.policies.limit import Limit
+
+
+_PACE_OVER_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +41,90 @@ class AdmissionOptions:
     max_wait_s: float = 5.0
 
 
+class _Place:
+    """One request's place in the line.
+
+    Attributes:
+        asks: what it needs, hashable: places that ask the same fit or do not fit together.
+        fits: whether there is room for it now.
+        called: done once it may go and look again.
+    """
+
+    __slots__ = ("_order", "asks", "called", "fits")
+
+    def __init__(self, order: tuple[int, int], asks: object, fits: Callable[[], bool]) -> None:
+        self._order = order
+        self.asks = asks
+        self.fits = fits
+        self.called = asyncio.get_running_loop().create_future()
+
+    def __lt__(self, other: _Place) -> bool:
+        return self._order < other._order
+
+
+class Line:
+    """Requests waiting for a slot, by priority and then in order of arrival.
+
+    Whoever is called looks again and takes its slot itself; if somebody was quicker, it keeps its
+    place. The line outlives a reload, as the slots do.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._places: list[_Place] = []
+        self._numbers = itertools.count()
+        self._served = Sampling(_PACE_OVER_S)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def expected_wait_s(self) -> float:
+        """Seconds until a newcomer's turn, at the pace of the last ten seconds."""
+        served, _ = self._served.totals(self._clock())
+        return (len(self) + 1) * _PACE_OVER_S / served if served else 0.0
+
+    async def wait(
+        self, priority: int, asks: object, fits: Callable[[], bool], patience_s: float
+    ) -> bool:
+        """Queue up until there is room. Returns False if that took longer than `patience_s`."""
+        until = self._clock() + patience_s
+        place = _Place((priority, next(self._numbers)), asks, fits)
+        insort(self._places, place)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(patience_s, _call, place)
+        try:
+            self.wake()
+            while True:
+                await place.called
+                if fits():
+                    loop.call_soon(self.wake)  # once it has its slot: there may be one more
+                    return True
+                if self._clock() >= until:
+                    return False
+                place.called = loop.create_future()
+        finally:
+            timer.cancel()
+            self._places.remove(place)
+
+    def left(self) -> None:
+        """Somebody gave a slot back."""
+        self._served.add(self._clock(), failed=False)
+        self.wake()
+
+    def wake(self) -> None:
+        """Call the first in line that fits. One at a time: it takes its slot when it runs."""
+        full = set()
+        for place in self._places:
+            if place.asks not in full and not place.called.done():
+                if place.fits():
+                    _call(place)
+                    return
+                full.add(place.asks)
+
+
 class Admission:
     """Holds requests back while every mode they may use is full.
 
@@ -44,22 +132,23 @@ class Admission:
         ladder: knows who has room.
         options: see `AdmissionOptions`.
         clock: monotonic seconds.
+        line: the line that has formed already, before a reload.
     """
 
-    def __init__(self, ladder: Ladder, options: AdmissionOptions, clock: Clock) -> None:
+    def __init__(
+        self, ladder: Ladder, options: AdmissionOptions, clock: Clock, line: Line | None = None
+    ) -> None:
+        self.line: Line = Line(clock) if line is None else line
         self._ladder = ladder
         self._options = options
         self._clock = clock
-        self._queue: list[tuple[int, int, GenerationRequest, asyncio.Future[None]]] = []
-        self._numbers = itertools.count()
-        self._served = Sampling(10.0)
         for rung in ladder:
-            rung.on_leave = self._left
+            rung.on_leave = self.line.left
 
     @property
     def queued(self) -> int:
         """Requests waiting now."""
-        return len(self._queue)
+        return len(self.line)
 
     async def __call__(self, request: GenerationRequest, call_next: Handler) -> Answer:
         """Pass the request on once there is room for it.
@@ -67,60 +156,38 @@ class Admission:
         Raises:
             AdmissionRejected: the queue is full, or the wait would be too long for the deadline.
         """
-        limit = self._ladder.rungs[self._ladder.index(request.mode)].limit
-        if limit.native_waiting or self._full(request):
-            await self._wait(request, limit)
+        start, allow_degrade = self._ladder.index(request.mode), request.allow_degrade
+        if self.line:
+            self.line.wake()  # a mode may have healed, or rested, since somebody last left
+        if self._ladder.saturated(start, allow_degrade=allow_degrade):
+            await self._wait(request, start)
         return await call_next(request)
 
-    def _full(self, request: GenerationRequest) -> bool:
-        start = self._ladder.index(request.mode)
-        return self._ladder.saturated(start, allow_degrade=request.allow_degrade)
+    async def _wait(self, request: GenerationRequest, start: int) -> None:
+        ladder, allow_degrade = self._ladder, request.allow_degrade
 
-    async def _wait(self, request: GenerationRequest, limit: Limit) -> None:
-        left = request.deadline - self._clock()
-        patience = min(self._options.max_wait_s, left / 2)
-        expected = self._expected_wait()
-        if self.queued >= self._options.max_queue or expected > patience:
-            raise self._refusal(expected)
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
-        entry = (request.priority, next(self._numbers), request, waiter)
-        self._queue.append(entry)
-        timer = loop.call_later(patience, _expire, waiter, self._refusal(expected))
+        def fits() -> bool:
+            return not ladder.saturated(start, allow_degrade=allow_degrade)
+
+        patience_s = min(self._options.max_wait_s, (request.deadline - self._clock()) / 2)
+        if len(self.line) >= self._options.max_queue or self.line.expected_wait_s() > patience_s:
+            raise self._refusal()
+        limit = ladder.rungs[start].limit
         limit.native_waiting += 1
         try:
-            self._wake()
-            await waiter
+            asks = (ladder, start, allow_degrade)
+            if not await self.line.wait(request.priority, asks, fits, patience_s):
+                raise self._refusal()
         finally:
-            timer.cancel()
             limit.native_waiting -= 1
-            self._queue.remove(entry)
 
-    def _expected_wait(self) -> float:
-        """Seconds until a newcomer's turn, at the pace of the last ten seconds."""
-        served, _ = self._served.totals(self._clock())
-        return (self.queued + 1) * 10.0 / served if served else 0.0
-
-    def _refusal(self, expected_s: float) -> AdmissionRejected:
+    def _refusal(self) -> AdmissionRejected:
         return AdmissionRejected(
             "every allowed mode is at its limit; try again shortly",
-            retry_after=min(60.0, max(1.0, expected_s)),
+            retry_after=min(60.0, max(1.0, self.line.expected_wait_s())),
         )
 
-    def _left(self) -> None:
-        self._served.add(self._clock(), failed=False)
-        if self._queue:
-            self._wake()
 
-    def _wake(self) -> None:
-        """Let in the first in line that fits. One at a time: it takes its slot when it runs."""
-        for entry in sorted(self._queue):
-            _, _, request, waiter = entry
-            if not waiter.done() and not self._full(request):
-                waiter.set_result(None)
-                return
-
-
-def _expire(waiter: asyncio.Future[None], refusal: AdmissionRejected) -> None:
-    if not waiter.done():
-        waiter.set_exception(refusal)
+def _call(place: _Place) -> None:
+    if not place.called.done():
+        place.called.set_result(None)

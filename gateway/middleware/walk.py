@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from gateway.assembly import Assembly
 from gateway.clock import Clock
 from gateway.detectors.failures import Judgement, Outcome, Then, judge
-from gateway.errors import GatewayError, StreamInterrupted, UpstreamError
+from gateway.errors import GatewayError, StreamInterrupted, UpstreamError, UpstreamTimeout
 from gateway.events import AttemptFinished, EventBus, TargetResting
 from gateway.generation import GenerationRequest, Served
 from gateway.middleware.attempt import Attempt
@@ -232,7 +232,18 @@ class Walk:
             raise
         finally:
             if self.attempt is not attempt:
+                self._shrink(visit, attempt, failure)
                 self._close(visit, attempt, target, failure)
+
+    def _shrink(self, visit: Visit, attempt: Attempt, error: UpstreamError | None) -> None:
+        """Time ran out in the queue of a mode that gives others their tokens: it has too much.
+
+        Where that is a failure the circuit hears of it, and that is enough.
+        """
+        late = isinstance(error, UpstreamTimeout) or self.clock() >= self.request.deadline
+        waited = late and attempt.first_token_at is None and visit.outcome is Outcome.IGNORED
+        if waited and visit.rung.circuit.alive_since(attempt.started):
+            visit.rung.limit.overloaded(refused=False)
 
     def _close(
         self, visit: Visit, attempt: Attempt, target: Target, error: UpstreamError | None

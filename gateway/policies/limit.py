@@ -12,6 +12,8 @@ from gateway.clock import Clock
 _DECREASE = 0.7
 _DECREASE_EVERY_S = 1.0
 _FLOOR = 2
+_WARY_S = 30.0
+_WARY_STEP = 0.05
 _SMALLEST_START = 16.0
 
 
@@ -36,6 +38,8 @@ class Limit:
         self._maximum = maximum
         self._limit = float(maximum)
         self._decreased = float("-inf")
+        self._refused = float("-inf")
+        self._too_much = float("inf")
 
     @property
     def current(self) -> int:
@@ -76,15 +80,29 @@ class Limit:
             self.downshifted -= 1
 
     def went_well(self) -> None:
-        """A request succeeded: grow by one per round of successes, if the limit was in use."""
-        if self._limit < self._maximum and self.in_flight * 2 >= self._limit:
-            self._limit = min(float(self._maximum), self._limit + 1.0 / self._limit)
+        """A request succeeded: grow by one per round of successes, if the limit was in use.
 
-    def overloaded(self) -> None:
-        """The upstream said it has too much: shrink, at most once a second."""
+        Where it was too much lately it grows slowly: each try costs the upstream's next refusal,
+        and a second in which nobody is let in (CUBIC's plateau, RFC 9438, for the same reason).
+        """
+        if self._limit < self._maximum and self.in_flight * 2 >= self._limit:
+            wary = self._limit >= self._too_much and self._clock() < self._refused + _WARY_S
+            step = (_WARY_STEP if wary else 1.0) / self._limit
+            self._limit = min(float(self._maximum), self._limit + step)
+
+    def overloaded(self, *, refused: bool = True) -> None:
+        """The upstream has too much: shrink, at most once a second.
+
+        Args:
+            refused: it said so itself (429, 503). False for time that ran out in its queue: that
+                may also have been one slow answer, so there is no lasting wariness in it.
+        """
         now = self._clock()
         if now - self._decreased >= _DECREASE_EVERY_S:
             self._decreased = now
             # A limit far above what is in use would take minutes to bite: start from twice that.
             in_use = min(self._limit, max(2.0 * self.in_flight, _SMALLEST_START))
             self._limit = max(float(min(_FLOOR, self._maximum)), in_use * _DECREASE)
+            if refused:
+                self._too_much = max(self._limit + 1.0, self.in_flight - 1.0)
+                self._refused = now
