@@ -142,6 +142,20 @@ async def test_42_closing_the_gateway_ends_everything_under_way(lab: Lab, transp
     assert (await hearing).error is not None
 
 
+async def test_42_gone_while_a_target_asked_to_wait(lab: Lab) -> None:
+    lab.start(each={"max_in_flight": 1, "deadline_s": 100.0})
+    lab.script("creative", ["429_retry_after_ms", "ok"])
+    asking = asyncio.create_task(lab.ask())
+    await lab.until_asked()
+    while not lab.rests():
+        await asyncio.sleep(0)
+    await cancel(asking)
+    await lab.check_at_rest()
+    lab.clock.skip(1.5)
+    assert (await lab.ask(allow_degrade=False)).mode == "creative"
+    assert lab.requests() == 2
+
+
 @TRANSPORTS
 async def test_42_a_callers_own_timeout_is_its_own(lab: Lab, transport: str) -> None:
     lab.start(target={"transport": transport}, each={"max_in_flight": 1})
