@@ -21,15 +21,21 @@ def verdict(error: UpstreamError, attempt: Attempt, rung: Rung) -> Outcome:
     """What a failed attempt counts as in the circuit of its mode.
 
     A clock that rang early only because the caller was in a hurry says nothing about the upstream,
-    unless that long a silence is not normal for this mode.
+    unless that long a silence is not normal for this mode, or the mode has been silent for long
+    while one hurried caller came after the other.
     """
     outcome = judge(error).outcome
     if not isinstance(error, UpstreamTimeout) or error.phase not in _OUR_CLOCKS:
         return outcome
     mode = rung.mode
     limit = mode.first_token_s if attempt.first_token_at is None else mode.stall_s
-    patient = attempt.silence() + _LAST_DIGIT_S >= limit
-    return outcome if patient or too_slow(attempt, rung) else Outcome.IGNORED
+    if attempt.silence() + _LAST_DIGIT_S >= limit or too_slow(attempt, rung):
+        return outcome
+    if attempt.first_token_at is None:
+        silent_s = rung.circuit.asked_in_vain_s(attempt.started)
+        if 0 < rung.circuit.options.slow_s <= silent_s:
+            return outcome
+    return Outcome.IGNORED
 
 
 def too_slow(attempt: Attempt, rung: Rung) -> bool:

@@ -70,7 +70,8 @@ class Circuit:
         self._cause = _BY_HAND
         self._probe: Permit | None = None
         self._waiting: dict[Permit, None] = {}
-        self._last_token = -math.inf
+        self._last_token = self._in_vain_until = -math.inf
+        self._in_vain_s = 0.0
         self._relapses = 0
         self._ramp_from = -math.inf
         self._ramp_floor = 0.0
@@ -187,6 +188,16 @@ class Circuit:
         """A first content token came: the mode is alive, the permit no longer overdue."""
         if self._waiting.pop(permit, permit) is None and permit.epoch == self._states.epoch:
             self._last_token = self._clock()
+            self._in_vain_s = 0.0
+
+    def asked_in_vain_s(self, since: float) -> float:
+        """An attempt that began at `since` ends now without a token: how long has the mode been
+        asked in all and said nothing? Time that several waited together counts once.
+        """
+        now = self._clock()
+        self._in_vain_s += now - max(since, self._in_vain_until)
+        self._in_vain_until = now
+        return self._in_vain_s
 
     def alive_since(self, at: float) -> bool:
         """Whether a first token came after `at`, in this epoch."""
@@ -326,6 +337,7 @@ class Circuit:
         """What came in an earlier epoch says nothing about this one."""
         self._recent.clear()
         self._last_token = -math.inf
+        self._in_vain_s = 0.0
 
     def _tell(self, old: Phase, new: Phase) -> None:
         transition = Transition(old, new, self._cause, self.epoch)

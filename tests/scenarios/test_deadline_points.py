@@ -31,6 +31,8 @@ from gateway.simulator.faults import (
     Stall,
     Throttled,
 )
+from gateway.simulator.traffic import play as traffic
+from gateway.simulator.traffic import steady
 
 LATE_S = 0.05
 FAULTS: dict[str, AnyFault] = {
@@ -240,6 +242,24 @@ def test_impatient_callers_do_not_open_a_healthy_mode() -> None:
         assert world.transitions() == []
 
     play(scenario, ladder(service={"first_token_s": 0.5}))
+
+
+@pytest.mark.parametrize(("apart", "count"), [(0.5, 40), (20.0, 12)])
+def test_hurried_callers_open_a_mode_that_was_silent_from_the_beginning(
+    apart: float, count: int
+) -> None:
+    """A gateway restarted in an outage knows no normal; each caller waits for a third of 9 s."""
+
+    async def scenario(world: World) -> None:
+        world.plan("creative", Outage(0.0, FOREVER, "silent"))
+        ends = await traffic(
+            steady(1 / apart, end=count * apart), lambda _: world.outcome(deadline=9)
+        )
+        assert all(isinstance(end, Generation) and end.mode == "balanced" for end in ends)
+        assert world.phase("creative") is Phase.OPEN
+        assert len(world.attempts()) <= max(6, 14.0 / apart)
+
+    play(scenario)
 
 
 def test_impatient_callers_do_open_a_mode_that_is_much_slower_than_it_was() -> None:
