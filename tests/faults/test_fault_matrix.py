@@ -165,7 +165,7 @@ def start(lab: Lab, case: Case) -> None:
     whole = case.upstream == "whole"
     # Unstreamed, the first token is the whole answer: an equal share of its deadline is creative's.
     limits = {"deadline_s": 0.6} if silent and whole else {}
-    patience = {"first_token_s": 0.12, "stall_s": 0.12} if silent else {}
+    patience = {"stall_s" if case.fault.tokens else "first_token_s": 0.15} if silent else {}
     lab.start(
         creative={
             **patience,
