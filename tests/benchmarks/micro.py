@@ -33,7 +33,7 @@ async def measure(callers: Callers, *, quick: bool) -> list[Section]:
     await gateway.generate(_PROMPT, "creative", temperature=0.2)
     hits = await interleave(
         [Subject("hit", lambda _: gateway.generate(_PROMPT, "creative", temperature=0.2), times)],
-        rounds=3 if quick else 7,
+        rounds=3 if quick else 5,
         concurrency=1,
     )
     section.judge(_HIT, add("cache hit, `generate` to its return", hits["hit"]))
@@ -80,7 +80,8 @@ def _circuit(times: int, *, waiting: int = 0) -> Series:
 
 
 def _sweep(times: int) -> Series:
-    circuit = Circuit("creative", CircuitOptions(), time.monotonic)
+    # The clock stands, or they would be overdue before the measuring ends, and open the circuit.
+    circuit = Circuit("creative", CircuitOptions(), lambda: 0.0)
     for _ in range(_MANY):
         circuit.admit()
     return timed(circuit.sweep, times)
