@@ -138,7 +138,7 @@ class ResponseCache:
             target=stored.served.target,
             degraded=degraded,
             reason="upstream_error" if because else _why(wanted) if degraded else None,
-            until=wanted.until(),
+            until=wanted.until() if degraded or because else None,
             cached=True,
             stale=because is not None,
             age_s=age_s,

@@ -134,7 +134,8 @@ class Walk:
 
     async def _answers(self, visit: Visit, prefix: str) -> bool:
         """Try one mode, with at most one quick retry and one short wait. Leaves it if it fails."""
-        rung, tried = visit.rung, set[Target]()
+        rung = visit.rung
+        tried: set[Target] = set()
         may_retry = may_wait = True
         try:
             while True:
