@@ -352,10 +352,12 @@ class Gateway:
 
         return Pipeline(config, self._clock, self._events, self._latency, self._ended, before)
 
-    def _ended(self, generation: Generation | None, error: BaseException | None) -> None:
+    def _ended(
+        self, by: Pipeline, generation: Generation | None, error: BaseException | None
+    ) -> None:
         if generation is not None:
             self._ratings.remember(generation)
-        self._in_force.hear(generation, error)
+        self._in_force.hear(by, generation, error)
 
     def _check_loop(self) -> None:
         loop = asyncio.get_running_loop()

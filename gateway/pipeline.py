@@ -9,7 +9,7 @@ before the ladder, so an open mode holds no place in the queue.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
@@ -47,7 +47,7 @@ class Pipeline:
         clock: monotonic seconds.
         events: told what happens.
         latency: what first-token times are normal, kept across reloads.
-        on_end: told of every request's end.
+        on_end: told of every request's end: by whom, and the answer or the error.
         before: the pipeline this one replaces.
 
     Raises:
@@ -60,7 +60,7 @@ class Pipeline:
         clock: Clock,
         events: EventBus,
         latency: LatencyDetector,
-        on_end: Callable[[Generation | None, BaseException | None], None],
+        on_end: OnEnd,
         before: Pipeline | None = None,
     ) -> None:
         self.config = config
@@ -93,34 +93,31 @@ class Pipeline:
         self.in_flight += 1
         return self._handle(request)
 
-    def leaves_behind(self, after: Pipeline) -> bool:
-        """Whether something of ours was not taken over by `after`, which replaced us."""
-        return bool(self._unused(after)) or self.store is not after.store
-
-    async def retire(self, after: Pipeline) -> None:
-        """Close what `after`, which replaced us, did not take over."""
+    async def retire(self, others: Sequence[Pipeline]) -> None:
+        """Close what none of `others`, which are still in use, has taken over."""
         self.gearbox.close()
-        for provider in self._unused(after):
-            await provider.aclose()
-        if self.store is not after.store:
+        kept = {id(provider) for other in others for _, provider in other.providers}
+        for provider in self._own_providers():
+            if id(provider) not in kept:
+                await provider.aclose()
+        if all(self.store is not other.store for other in others):
             await self.store.aclose()
 
     async def aclose(self) -> None:
         """Stop every request under way and close everything."""
         await self.cache.aclose()
         self.gearbox.close()
-        for provider in {id(provider): provider for _, provider in self.providers}.values():
+        for provider in self._own_providers():
             await provider.aclose()
         await self.clients.aclose()
         await self.store.aclose()
 
-    def _unused(self, after: Pipeline) -> list[Provider]:
-        kept = {id(provider) for _, provider in after.providers}
-        return [provider for _, provider in self.providers if id(provider) not in kept]
+    def _own_providers(self) -> list[Provider]:
+        return list({id(provider): provider for _, provider in self.providers}.values())
 
     def _ended(self, generation: Generation | None, error: BaseException | None) -> None:
         self.in_flight -= 1
-        self._on_end(generation, error)
+        self._on_end(self, generation, error)
         if self.in_flight == 0 and self.on_idle is not None:
             self.on_idle()
 
@@ -133,12 +130,13 @@ class Pipeline:
         return build_store(config, self._clock)
 
     def _rungs(self, latency: LatencyDetector, before: Pipeline | None) -> list[Rung]:
+        # All that can fail comes first: a configuration that cannot be built changes nothing.
+        providers = [
+            [self._provider(mode, number, before) for number in range(len(mode.targets))]
+            for mode in self.config.modes
+        ]
         old = {rung.name: rung for rung in before.ladder} if before else {}
-        budgets = {
-            target.provider.domain: target.budget
-            for rung in old.values()
-            for target in rung.targets
-        }
+        budgets = self._budgets(list(old.values()))
         lowest = len(self.config.modes) - 1
         rungs = []
         for index, mode in enumerate(self.config.modes):
@@ -148,25 +146,29 @@ class Pipeline:
             previous = old.get(mode.name)
             if previous is not None:
                 limit, circuit = previous.limit, previous.circuit
-                limit.resize(mode.max_in_flight)
                 circuit.options = options
+                limit.resize(mode.max_in_flight)
             else:
                 limit = Limit(mode.max_in_flight, self._clock)
                 circuit = _circuit(mode.name, options, limit, self._clock, self._events)
             targets = [
-                self._target(mode, number, budgets, before) for number in range(len(mode.targets))
+                _target(provider, target.weight, budgets[provider.domain], previous)
+                for provider, target in zip(providers[index], mode.targets, strict=True)
             ]
             identity = _identity(mode, targets)
             rungs.append(Rung(index, mode, circuit, limit, targets, latency, self._clock, identity))
         return rungs
 
-    def _target(
-        self,
-        mode: ModeOptions,
-        number: int,
-        budgets: dict[str, RetryBudget],
-        before: Pipeline | None,
-    ) -> Target:
+    def _budgets(self, old: Sequence[Rung]) -> dict[str, RetryBudget]:
+        """One purse for each failure domain; those there are already keep what is in them."""
+        budgets = {target.provider.domain: target.budget for rung in old for target in rung.targets}
+        for budget in budgets.values():
+            budget.resize(self.config.budget)
+        for _, provider in self.providers:
+            budgets.setdefault(provider.domain, RetryBudget(self.config.budget))
+        return budgets
+
+    def _provider(self, mode: ModeOptions, number: int, before: Pipeline | None) -> Provider:
         options = resolve(mode.targets[number], mode.name)
         built = self.providers + (before.providers if before else [])
         provider = next((p for known, p in built if known == options), None)
@@ -181,10 +183,19 @@ class Pipeline:
                     key=error.key,
                 ) from error
         self.providers.append((options, provider))
-        budget = budgets.get(provider.domain)
-        if budget is None:
-            budget = budgets[provider.domain] = RetryBudget(self.config.budget)
-        return Target(provider, budget, options.weight)
+        return provider
+
+
+OnEnd = Callable[[Pipeline, Generation | None, BaseException | None], None]
+
+
+def _target(provider: Provider, weight: float, budget: RetryBudget, before: Rung | None) -> Target:
+    """The target as it stood in the rung before, at rest or not, or a new one."""
+    for target in before.targets if before else ():
+        if target.provider is provider:
+            target.weight = weight
+            return target
+    return Target(provider, budget, weight)
 
 
 def _circuit(

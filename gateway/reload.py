@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.clock import Clock
 from gateway.config import Config
-from gateway.errors import GatewayError, RequestRejected, UpstreamRejected
+from gateway.errors import ConfigError, GatewayError, RequestRejected, UpstreamRejected
 from gateway.events import ConfigReloaded, EventBus
 from gateway.generation import Generation
 from gateway.policies.sampling import Sampling
@@ -52,6 +52,7 @@ class InForce:
         self._outcomes = Sampling(_BEFORE_S)
         self._trial: Trial | None = None
         self._last = "none"
+        self._leaving: list[Pipeline] = []
         self._closing: set[asyncio.Task[None]] = set()
         self._rollback = Rollback(self, duplicate=lambda config: config)
         self._rollback.commit(config.source or "")
@@ -63,13 +64,22 @@ class InForce:
         Raises:
             ConfigError: it cannot be built; nothing has changed.
         """
+        if self._trial is not None and self._trial.judge() is Verdict.KEEP:
+            self._rollback.healthy()
         self._swap(config, "applied")
         self._rollback.commit(config.source or "")
         calls, failures = self._outcomes.totals(self._clock())
         self._trial = Trial((failures, calls), clock=self._clock)
 
-    def hear(self, generation: Generation | None, error: BaseException | None) -> None:
-        """Count one request: an answer from a lower mode is worse than one as asked."""
+    def hear(
+        self, by: Pipeline, generation: Generation | None, error: BaseException | None
+    ) -> None:
+        """Count one request: an answer from a lower mode is worse than one as asked.
+
+        Requests that began with an earlier configuration say nothing about this one.
+        """
+        if by is not self.pipeline:
+            return
         if generation is not None:
             ok = not generation.degraded
         elif isinstance(error, GatewayError) and not _callers_fault(error):
@@ -82,12 +92,11 @@ class InForce:
 
     def status(self) -> dict[str, Any]:
         """Where the configuration came from and whether it is on trial."""
-        if self._trial is not None:
-            self._follow(self._trial.judge())
+        on_trial = self._trial is not None and self._trial.judge() is Verdict.UNDECIDED
         return {
             "source": self.pipeline.config.source,
             "last_reload": self._last,
-            "on_trial": self._trial is not None,
+            "on_trial": on_trial,
         }
 
     def _follow(self, verdict: Verdict) -> None:
@@ -98,7 +107,10 @@ class InForce:
             self._trial = None
             if self._rollback.current is not None:
                 self._rollback.suspect(self._rollback.current)
-            self._rollback.rollback()
+            try:
+                self._rollback.rollback()
+            except ConfigError as error:  # what it needs is gone: a key, a file; better this one
+                self._tell("not_rolled_back", error.message)
 
     def state_dict(self) -> Config:
         """The configuration in force, for `Rollback`."""
@@ -110,30 +122,40 @@ class InForce:
 
     async def aclose(self) -> None:
         """Stop what is under way and close everything that was opened for it."""
-        pipeline = self.pipeline
-        await pipeline.aclose()
+        leaving, self._leaving = self._leaving, []
+        for old in leaving:
+            old.on_idle = None
+            await old.cache.aclose()
+            await old.retire([self.pipeline])
+        await self.pipeline.aclose()
         if self._closing:
             await asyncio.wait(self._closing)
 
     def _swap(self, config: Config, result: str) -> None:
         """Build, then switch: a configuration that cannot be built changes nothing."""
         old = self.pipeline
-        self.pipeline = new = self._build(config, old)
-        self._last = result
-        self._events.emit(
-            ConfigReloaded(at=self._clock(), result=result, detail=config.source or "")
-        )
+        self.pipeline = self._build(config, old)
+        self._tell(result, config.source or "")
+        self._leaving.append(old)
+        old.on_idle = self._retire_idle
+        self._retire_idle()
 
-        def retire() -> None:
+    def _retire_idle(self) -> None:
+        """Close what only pipelines used that have answered their last request."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return  # called from outside the loop: the next one to end will see to it
+        for old in [leaving for leaving in self._leaving if not leaving.in_flight]:
+            self._leaving.remove(old)
             old.on_idle = None
-            task = asyncio.get_running_loop().create_task(old.retire(new))
+            task = loop.create_task(old.retire([self.pipeline, *self._leaving]))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
-        if old.in_flight:
-            old.on_idle = retire
-        elif old.leaves_behind(new):
-            retire()
+    def _tell(self, result: str, detail: str) -> None:
+        self._last = result
+        self._events.emit(ConfigReloaded(at=self._clock(), result=result, detail=detail))
 
 
 def _callers_fault(error: GatewayError) -> bool:

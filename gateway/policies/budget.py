@@ -34,6 +34,12 @@ class RetryBudget:
         self._options = options
         self.tokens = options.tokens
 
+    def resize(self, options: BudgetOptions) -> None:
+        """Take new options from a reload; the purse stays as full as it is, in proportion."""
+        share = self.tokens / self._options.tokens if self._options.tokens else 1.0
+        self._options = options
+        self.tokens = share * options.tokens
+
     def allows_retry(self, above: float = 0.5) -> bool:
         """Whether a second attempt into this domain may be made.
 
