@@ -163,8 +163,8 @@ async def check(lab: Lab, case: Case) -> None:
 def start(lab: Lab, case: Case) -> None:
     silent = case.fault.kind is ErrorKind.TIMEOUT
     whole = case.upstream == "whole"
-    # Unstreamed, the first token is the whole answer: an equal share of its deadline is creative's.
-    limits = {"deadline_s": 0.6} if silent and whole else {}
+    # Unstreamed, the first token is the whole answer: the mode's deadline is what it may take.
+    limits = {"deadline_s": 0.2} if silent and whole else {}
     patience = {"stall_s" if case.fault.tokens else "first_token_s": 0.15} if silent else {}
     lab.start(
         creative={
@@ -179,9 +179,9 @@ def start(lab: Lab, case: Case) -> None:
 
 async def ask(lab: Lab, case: Case, prompt: str) -> Generation | Heard | GatewayError:
     if case.caller == "stream":
-        return await lab.hear(prompt)
+        return await lab.hear(prompt, deadline=10.0)
     try:
-        return await lab.gateway.generate(prompt)
+        return await lab.gateway.generate(prompt, deadline=10.0)
     except GatewayError as error:
         return error
 
@@ -277,7 +277,7 @@ async def check_healed(lab: Lab, case: Case, expected: Verdict, prompt: str) -> 
         check_good(lab, case._replace(caller="whole"), prompt, _uncounted(again))
         return
     lab.clock.skip(REST_S)
-    again = await lab.ask(prompt)
+    again = await lab.ask(prompt, deadline=10.0)
     assert (again.mode, again.degraded, again.cached) == ("creative", False, False)
     assert lab.requests() == before + 1
     assert lab.phase() == ("recovering" if expected.counts == "failure" else "closed")
