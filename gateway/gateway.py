@@ -281,8 +281,8 @@ class Gateway:
         """
         if how not in ("open", "closed", "auto"):
             raise InvalidRequest(f"how must be open, closed or auto, got {how!r}", param="how")
-        pipeline = self._in_force.pipeline
-        pipeline.ladder.rungs[pipeline.modes.index(mode)].circuit.force(how)
+        ladder = self._in_force.pipeline.ladder
+        ladder.rungs[ladder.index(self._mode(mode))].circuit.force(how)
 
     def reload(self, config: Config | str | os.PathLike[str] | None = None) -> None:
         """Swap the configuration. Requests under way keep the old one; circuits keep their state.
@@ -343,7 +343,7 @@ class Gateway:
         modes = self._in_force.pipeline.modes
         if mode is None:
             return modes[0].name
-        modes.index(mode)
+        modes.index(mode if isinstance(mode, str) else repr(mode))
         return mode
 
     def _build(self, config: Config, before: Pipeline | None) -> Pipeline:

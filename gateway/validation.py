@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -20,6 +19,7 @@ _OURS = {
     "messages": "give the messages as the first argument",
 }
 _POLICIES = ("error", "continue")
+_FOREVER_S = 1e9
 # Ids are unique across processes by their random part, within one by their count.
 _process = secrets.token_hex(5)
 _count = itertools.count(1)
@@ -50,14 +50,13 @@ def build_request(
     Raises:
         InvalidRequest: names the argument and the remedy.
     """
-    if deadline_s is not None:
-        number = isinstance(deadline_s, (int, float)) and not isinstance(deadline_s, bool)
-        if not number or not deadline_s > 0 or math.isinf(deadline_s):
-            raise InvalidRequest(
-                f"deadline must be a positive number of seconds, got {deadline_s!r}",
-                param="deadline",
-            )
-    params = {**params, **(extra_body or {})}
+    _check_deadline(deadline_s)
+    _check_kind(allow_degrade, bool, "allow_degrade", "True or False")
+    _check_kind(tenant, str, "tenant", "a string")
+    _check_kind(priority, int, "priority", "a whole number, 0 for the first in line")
+    if extra_body is not None:
+        _check_kind(extra_body, Mapping, "extra_body", "a dict of body fields")
+        params = {**params, **extra_body}
     for name, remedy in _OURS.items():
         if name in params:
             raise InvalidRequest(f"{name} is not a sampling field: {remedy}", param=name)
@@ -66,22 +65,56 @@ def build_request(
             f"on_interrupt must be one of {', '.join(_POLICIES)}, got {on_interrupt!r}",
             param="on_interrupt",
         )
-    if isinstance(cache, bool):
-        cache = _WITH_CACHE if cache else _WITHOUT_CACHE
     return GenerationRequest(
         id=new_id(),
         mode=mode,
         messages=check_messages(prompt),
-        params=params,
+        params=dict(params),
         deadline=float("inf") if deadline_s is None else now + deadline_s,
         buffered=buffered,
         on_interrupt=on_interrupt,
         allow_degrade=allow_degrade,
-        cache=cache,
+        cache=_cache_control(cache),
         tenant=tenant,
         priority=priority,
         started=now,
     )
+
+
+def _check_deadline(deadline_s: Any) -> None:
+    number = isinstance(deadline_s, (int, float)) and not isinstance(deadline_s, bool)
+    if deadline_s is not None and not (number and 0 < deadline_s < _FOREVER_S):
+        raise InvalidRequest(
+            f"deadline must be a positive number of seconds, got {_short(deadline_s)}",
+            param="deadline",
+        )
+
+
+def _check_kind(value: Any, kind: type, param: str, expected: str) -> None:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise InvalidRequest(f"{param} must be {expected}, got {_short(value)}", param=param)
+
+
+def _cache_control(cache: CacheControl | bool) -> CacheControl:
+    if isinstance(cache, bool):
+        return _WITH_CACHE if cache else _WITHOUT_CACHE
+    _check_kind(cache, CacheControl, "cache", "True, False or a CacheControl")
+    max_age_s: Any = cache.max_age_s
+    number = isinstance(max_age_s, (int, float)) and not isinstance(max_age_s, bool)
+    if max_age_s is not None and not (number and max_age_s >= 0):
+        raise InvalidRequest(
+            f"max_age_s must be a number of seconds >= 0, got {_short(max_age_s)}", param="cache"
+        )
+    return cache
+
+
+def _short(value: Any) -> str:
+    """What was given instead, without quoting a whole prompt or a number of a million digits."""
+    try:
+        shown = repr(value)
+    except ValueError:  # Python refuses to print integers of more than 4,300 digits
+        return "a huge number"
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
 def check_messages(prompt: str | Sequence[Message]) -> list[Message]:
@@ -105,6 +138,8 @@ def check_messages(prompt: str | Sequence[Message]) -> list[Message]:
     length = 0
     for number, message in enumerate(prompt):
         length += _check_message(message, f"messages[{number}]")
+    if not length:
+        raise InvalidRequest("the messages are all empty; say what you want", param="messages")
     _check_length(length)
     return [dict(message) for message in cast("Sequence[Message]", prompt)]
 
@@ -119,17 +154,23 @@ def _check_message(message: Any, place: str) -> int:
     if not isinstance(message.get("role"), str) or not message["role"]:
         raise InvalidRequest(f"{place} has no role, such as 'user'", param=f"{place}.role")
     content = message.get("content")
-    if content is None and (message.get("tool_calls") or message.get("function_call")):
-        return 0
+    calls = 1 if message.get("tool_calls") or message.get("function_call") else 0
     if isinstance(content, str):
-        return len(content)
+        return calls + (len(content) if content.strip() else 0)
+    if content is None and calls:
+        return calls
     if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
-        return sum(len(p["text"]) for p in content if isinstance(p.get("text"), str))
+        return calls + sum(_part_length(part) for part in content)
     raise InvalidRequest(
         f"{place}.content must be a string or a list of content parts, "
         f"got {type(content).__name__}",
         param=f"{place}.content",
     )
+
+
+def _part_length(part: Mapping[str, Any]) -> int:
+    text = part.get("text")
+    return len(text) if isinstance(text, str) else 1  # an image is no text, and not nothing either
 
 
 def _check_length(length: int) -> None:

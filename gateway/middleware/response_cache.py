@@ -20,6 +20,7 @@ from gateway.errors import (
     CircuitOpen,
     DeadlineExceeded,
     GatewayError,
+    InvalidRequest,
     UpstreamError,
     UpstreamRejected,
 )
@@ -77,7 +78,10 @@ class ResponseCache:
     # -- keys -----------------------------------------------------------------------------------
 
     def _question(self, request: GenerationRequest) -> bytes:
-        asked = _CANONICAL.encode((request.messages, request.params, request.tenant))
+        try:
+            asked = _CANONICAL.encode((request.messages, request.params, request.tenant))
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise InvalidRequest(f"the request cannot be said in JSON: {error}") from error
         return hashlib.sha256(asked).digest()
 
     def _key(self, question: bytes, rung: Rung) -> bytes:
