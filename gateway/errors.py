@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class ErrorKind(StrEnum):
@@ -73,6 +73,19 @@ class GatewayError(Exception):
     def message(self) -> str:
         """What happened and, where something can be done about it, what."""
         return str(self.args[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy by value: the constructors' keywords are attributes by then."""
+        return _rebuilt, (type(self), self.args, dict(self.__dict__))
+
+
+def _rebuilt(
+    kind: type[GatewayError], args: tuple[Any, ...], state: dict[str, Any]
+) -> GatewayError:
+    error = kind.__new__(kind, *args)
+    error.args = args[:1]
+    error.__dict__.update(state)
+    return error
 
 
 class ConfigError(GatewayError, ValueError):
@@ -309,6 +322,9 @@ class AllModesFailed(GatewayError, ExceptionGroup):
 
     def __str__(self) -> str:
         return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), (self.message, self.exceptions), dict(self.__dict__))
 
     def derive(self, excs: Sequence[Exception]) -> ExceptionGroup:  # type: ignore[override]
         """Keep the parts that `except*` did not take as a plain group."""
