@@ -19,6 +19,7 @@ from gateway.pipeline import Pipeline
 from gateway.policies.circuit import Circuit
 from gateway.policies.downshift import Rung
 from gateway.policies.phases import Phase
+from gateway.policies.ttl import CacheOptions
 from gateway.providers.base import Call
 from gateway.simulator.clock import VirtualLoop, run
 from gateway.simulator.faults import AnyFault, FaultPlan, Outage
@@ -99,6 +100,9 @@ class World:
     @property
     def pipeline(self) -> Pipeline:
         return self.gateway._in_force.pipeline
+
+    def config_of_cache(self) -> CacheOptions:
+        return self.pipeline.config.cache
 
     def rung(self, mode: str) -> Rung:
         return self.pipeline.ladder.rungs[self.pipeline.modes.index(mode)]
@@ -208,9 +212,9 @@ class World:
             assert circuit.in_flight == limit.in_flight, f"{rung.name}: a permit without a slot"
             assert min(limit.native, limit.downshifted, limit.native_waiting) >= 0
             assert all(target.in_flight >= 0 for target in rung.targets)
-            if rung.circuit.opened is not None:
+            if circuit.opened is not None and not circuit._lease_over(self.now):
                 epoch = (rung.name, circuit.epoch)
-                assert self._opened.setdefault(epoch, rung.circuit.opened) == circuit.opened
+                assert self._opened.setdefault(epoch, circuit.opened) == circuit.opened
         for upstream in self.upstreams:
             stats = upstream.stats
             ended = stats.completed + stats.cancelled + stats.failed
