@@ -256,5 +256,5 @@ def test_a_script_may_reload_and_force_too(script: Gateway) -> None:
 
 
 def test_from_toml_names_the_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nowhere.toml: no such file"):
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: no such file"):
         Gateway.from_toml(tmp_path / "nowhere.toml")
