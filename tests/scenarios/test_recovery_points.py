@@ -126,6 +126,17 @@ def test_18_a_probe_whose_answer_outlasts_its_lease_still_heals(streamed: bool) 
     play(scenario, ladder(modes={"creative": slow, "fast": {}}))
 
 
+def test_18_a_short_lease_is_long_enough_for_a_long_answer() -> None:
+    async def scenario(world: World) -> None:
+        opened = await world.open_circuit()
+        await asyncio.sleep(opened + HOLD - world.now)
+        assert (await world.ask()).mode == "creative"
+        assert went_live(world, "creative") < opened + HOLD + 3.0
+
+    slow = {"service": {"tokens": 30, "tokens_per_s": 2.0}}
+    play(scenario, ladder(modes={"creative": slow, "fast": {}}, circuit={"probe_lease_s": 3.0}))
+
+
 @pytest.mark.parametrize("takes", [8.0, 25.0, 60.0])
 def test_18_a_mode_whose_target_cannot_stream_heals_as_well(takes: float) -> None:
     """Its first token is the whole answer, which may take longer than any first token does."""
