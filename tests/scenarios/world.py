@@ -260,7 +260,8 @@ class World:
             phase = circuit.phase()
             if phase in (Phase.OPEN, Phase.PROBE_DUE, Phase.FORCED_OPEN):
                 self.wrong.append(f"{self.now:.3f} s: a call to {mode}, which is {phase}")
-            stragglers = circuit.in_flight - 1  # let in before the mode opened, and not done yet
+            # Let in before this probe and not done yet, a probe that outstayed its lease included.
+            stragglers = self.rung(mode).limit.in_flight - 1
             if phase is Phase.PROBING and provider.stats.in_flight > stragglers:
                 self.wrong.append(f"{self.now:.3f} s: a second live probe in {mode}")
             return await reach(call)
