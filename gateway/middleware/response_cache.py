@@ -19,10 +19,10 @@ from gateway.errors import (
     AllModesFailed,
     CircuitOpen,
     DeadlineExceeded,
+    ErrorKind,
     GatewayError,
     InvalidRequest,
     UpstreamError,
-    UpstreamRejected,
 )
 from gateway.generation import Chunk, Generation, GenerationRequest, Served
 from gateway.middleware.base import Answer, Handler
@@ -34,6 +34,7 @@ from gateway.stores.base import Entry, Store, size_of
 
 # Sorted keys, so that two callers who set the same fields in another order share an answer.
 _CANONICAL = msgspec.msgpack.Encoder(order="sorted")
+_CALLERS = frozenset({ErrorKind.CONTEXT, ErrorKind.CONTENT, ErrorKind.REQUEST})
 _WHOLE = frozenset({"stop", "tool_calls", "function_call"})
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
 
@@ -107,7 +108,7 @@ class ResponseCache:
         fault = isinstance(error, (AllModesFailed, CircuitOpen, DeadlineExceeded, UpstreamError))
         return (
             fault
-            and not isinstance(error, UpstreamRejected)
+            and getattr(error, "kind", None) not in _CALLERS
             and self._options.enabled
             and request.cache.stale_if_error
         )

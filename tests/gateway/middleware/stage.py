@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from gateway.clock import Clock
@@ -114,7 +114,7 @@ class Stage:
 
     def __init__(
         self,
-        modes: dict[str, ScriptedProvider | list[ScriptedProvider]],
+        modes: Mapping[str, ScriptedProvider | list[ScriptedProvider]],
         *,
         options: CircuitOptions | None = None,
         mode_options: dict[str, dict[str, Any]] | None = None,
