@@ -42,14 +42,14 @@ def answered(ends: list[Any]) -> list[Generation]:
 
 @pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared domain"])
 @pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("per_s", [1.0, 8.0])
+@pytest.mark.parametrize("per_s", [1.0, 5.0])
 def test_11_an_outage_of_one_mode(how: How, shared: bool, per_s: float) -> None:
     async def scenario(world: World) -> None:
-        world.plan("creative", Outage(30.0, 100.0, how))
-        ends = await traffic(steady(per_s, end=110), lambda _: world.outcome())
+        world.plan("creative", Outage(20.0, 90.0, how))
+        ends = await traffic(steady(per_s, end=90), lambda _: world.outcome())
         stats = world.upstream("creative").stats
         opened = next(e.at for e in world.events if isinstance(e, CircuitChanged))
-        asked = per_s * (opened - 30.0) + 1
+        asked = per_s * (opened - 20.0) + 1
         assert stats.in_outage <= 1.1 * asked + 5
         assert len([at for at in stats.times if at > opened]) == 0  # the hold outlasts the traffic
         assert len(answered(ends)) == len(ends)
@@ -59,14 +59,14 @@ def test_11_an_outage_of_one_mode(how: How, shared: bool, per_s: float) -> None:
 
 @pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared domain"])
 @pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("per_s", [0.3, 2.0])
+@pytest.mark.parametrize("per_s", [0.3, 1.5])
 def test_11_a_total_outage(how: How, shared: bool, per_s: float) -> None:
-    """Every call of every mode dies for a quarter of an hour, and nothing is stampeded."""
+    """Every call of every mode dies for six minutes, and nothing is stampeded."""
 
     async def scenario(world: World) -> None:
         for mode in MODES:
-            world.plan(mode, Outage(0.0, 900.0, how))
-        ends = await traffic(steady(per_s, end=900), lambda _: world.outcome(deadline=30.0))
+            world.plan(mode, Outage(0.0, 360.0, how))
+        ends = await traffic(steady(per_s, end=360), lambda _: world.outcome(deadline=30.0))
         assert not answered(ends)
         reached = sum(world.upstream(mode).stats.in_outage for mode in MODES)
         requests = len(ends)
@@ -77,7 +77,7 @@ def test_11_a_total_outage(how: How, shared: bool, per_s: float) -> None:
             changes = [e for e in world.events if isinstance(e, CircuitChanged) and e.mode == mode]
             opened = [e.at for e in changes if e.new == Phase.OPEN]
             assert opened[0] < 65.0
-            for start, end in zip(opened, [*opened[1:], 900.0], strict=True):
+            for start, end in zip(opened, [*opened[1:], 360.0], strict=True):
                 assert sum(start < at <= end for at in times) <= 2
 
     play(scenario, ladder(service=BRIEF, shared_domain=shared))
@@ -125,7 +125,7 @@ def test_b8_a_healthy_domain_pays_for_its_retries() -> None:
 # -- 12 --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("per_s", [0.5, 3.0, 15.0])
+@pytest.mark.parametrize("per_s", [0.5, 3.0, 8.0])
 @pytest.mark.parametrize("how", HOWS)
 def test_11_the_first_minute_of_a_total_outage_of_a_shared_domain(how: How, per_s: float) -> None:
     async def scenario(world: World) -> None:
@@ -151,7 +151,7 @@ def test_12_steady_1_percent_errors_amplify_by_at_most_2_percent(how: How, share
         for mode in MODES:
             world.plan(mode, Brownout(0.0, FOREVER, 0.01, how))
         ends = await traffic(
-            steady(10, end=100), lambda number: world.outcome(MODES[number % 3], cache=False)
+            steady(10, end=60), lambda number: world.outcome(MODES[number % 3], cache=False)
         )
         assert len(answered(ends)) == len(ends)
         assert sum(world.calls(mode) for mode in MODES) <= 1.02 * len(ends)
@@ -266,10 +266,10 @@ def trace() -> list[tuple[object, ...]]:
     async def scenario(world: World) -> list[tuple[object, ...]]:
         rng = random.Random(9)
         world.plan("creative", Outage(5.0, 40.0, "silent"), Flapping(400.0, 420.0))
-        world.plan("balanced", *random_plan(rng, 600.0).faults)
-        times = poisson(2.0, rng, end=700.0)
+        world.plan("balanced", *random_plan(rng, 400.0).faults)
+        times = poisson(2.0, rng, end=450.0)
         ends = await traffic(
-            times, lambda number: world.outcome(prompt=f"number {number % 300}", deadline=20.0)
+            times, lambda number: world.outcome(prompt=f"number {number % 500}", deadline=20.0)
         )
         seen = [_comparable(event) for event in world.events]
         return [*seen, *((type(end).__name__, str(end)) for end in ends)]

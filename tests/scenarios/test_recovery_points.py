@@ -28,7 +28,7 @@ from gateway.simulator.traffic import bursts, steady
 from gateway.simulator.traffic import play as traffic
 
 HOLD, LEASE = 300.0, 30.0
-END = 200.0
+END = 100.0
 
 FAULTS: dict[str, tuple[AnyFault, ...]] = {
     "refuse": (Outage(10.0, END, "refuse"),),
@@ -44,7 +44,7 @@ FAULTS: dict[str, tuple[AnyFault, ...]] = {
     "cut": (CutStream(10.0, END, after_chunks=2),),
     "slow": (Latency(10.0, END, 300.0),),
     "throttled": (Throttled(10.0, END, 600.0),),
-    "cold": (Outage(10.0, 100.0), ColdCapacity(100.0, END)),
+    "cold": (Outage(10.0, 60.0), ColdCapacity(60.0, END)),
 }
 
 
@@ -75,7 +75,7 @@ def test_18_recovery_within_hold_lease_and_first_token(
             except GatewayError as error:
                 return error
 
-        ends = await traffic(steady(2, end=END + HOLD + LEASE + 1), ask)
+        ends = await traffic(steady(1, end=END + HOLD + LEASE + 1), ask)
         assert world.phase("creative") in (Phase.CLOSED, Phase.RECOVERING)
         assert went_live(world, "creative") <= END + HOLD + LEASE + 1
         last = ends[-1]
@@ -96,7 +96,7 @@ def test_18_whenever_the_outage_ends(how: Any, moment: float) -> None:
         opened = await world.open_circuit()
         world.plan("creative", Outage(0.0, opened + moment, how))
         ends = await traffic(
-            steady(1, start=opened, end=opened + moment + HOLD + LEASE + 1),
+            steady(0.5, start=opened, end=opened + moment + HOLD + LEASE + 2),
             lambda _: world.outcome(),
         )
         assert all(isinstance(end, Generation) for end in ends)
@@ -170,14 +170,14 @@ def test_b5_a_probe_may_not_keep_its_caller_waiting_for_the_whole_lease() -> Non
 def test_b5_holds_may_grow_with_relapses() -> None:
     async def scenario(world: World) -> None:
         world.plan("creative", Outage(0.0, FOREVER))
-        await traffic(steady(2, end=3000), lambda _: world.outcome())
+        await traffic(steady(0.4, end=3000), lambda _: world.outcome())
         opened = [
             e.at
             for e in world.events
             if isinstance(e, CircuitChanged) and e.mode == "creative" and e.new == Phase.OPEN
         ]
         holds = [b - a for a, b in itertools.pairwise(opened)]
-        assert holds == pytest.approx([300.0, 600.0, 900.0, 900.0], abs=2.0)
+        assert holds == pytest.approx([300.0, 600.0, 900.0, 900.0], abs=6.0)
 
     config = ladder(service={"tokens": 1}, circuit={"break_growth": 2.0, "break_max_s": 900.0})
     play(scenario, config)
@@ -199,16 +199,16 @@ def test_b6_after_closing_the_cap_grows_over_a_minute() -> None:
             return await world.outcome()
 
         start = opened + HOLD
-        ends = await traffic(steady(60, start=start, end=start + 70), ask)
+        ends = await traffic(steady(30, start=start, end=start + 70), ask)
         assert all(isinstance(end, Generation) for end in ends)
         for ten, peak in peaks.items():
-            assert peak <= 1 + 40 * (ten + 1) / 6
+            assert peak <= 1 + 20 * (ten + 1) / 6
         recovering = [end.reason for end in ends if isinstance(end, Generation) and end.degraded]
         assert "recovering" in recovering
-        last = [end for end in ends[-300:] if isinstance(end, Generation)]
-        assert sum(not end.degraded for end in last) > 250
+        last = [end for end in ends[-150:] if isinstance(end, Generation)]
+        assert sum(not end.degraded for end in last) > 125
 
-    one = {"service": {"first_token_s": 0.4}, "max_in_flight": 40}
+    one = {"service": {"first_token_s": 0.4}, "max_in_flight": 20}
     config = ladder(modes={"creative": one, "balanced": {}, "fast": {}})
     play(scenario, config)
 
@@ -217,7 +217,7 @@ def test_b6_callers_one_at_a_time_never_meet_the_ramp() -> None:
     async def scenario(world: World) -> None:
         opened = await world.open_circuit()
         await asyncio.sleep(opened + HOLD - world.now)
-        for _ in range(300):
+        for _ in range(100):
             assert (await world.ask(cache=False)).mode == "creative"
 
     play(scenario)
@@ -341,7 +341,7 @@ def test_b9_a_ladder_of_one_recovers_too() -> None:
     play(scenario, ladder(modes={"solo": {}}))
 
 
-@pytest.mark.parametrize("every", [0.5, 4.0, 33.0])
+@pytest.mark.parametrize("every", [2.0, 7.0, 33.0])
 def test_18_sparse_or_bursty_traffic_heals_all_the_same(every: float) -> None:
     async def scenario(world: World) -> None:
         for mode in MODES:
