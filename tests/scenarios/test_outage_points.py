@@ -151,7 +151,7 @@ def test_12_steady_1_percent_errors_amplify_by_at_most_2_percent(how: How, share
         for mode in MODES:
             world.plan(mode, Brownout(0.0, FOREVER, 0.01, how))
         ends = await traffic(
-            steady(10, end=60), lambda number: world.outcome(MODES[number % 3], cache=False)
+            steady(10, end=50), lambda number: world.outcome(MODES[number % 3], cache=False)
         )
         assert len(answered(ends)) == len(ends)
         assert sum(world.calls(mode) for mode in MODES) <= 1.02 * len(ends)
@@ -212,11 +212,11 @@ def no_storm_closes_an_open_circuit(count: int) -> None:
 
 
 def test_07_a_storm_of_harmless_errors_never_opens() -> None:
-    no_storm_moves_a_circuit(2000)
+    no_storm_moves_a_circuit(1000)
 
 
 def test_07_a_storm_of_harmless_errors_never_closes() -> None:
-    no_storm_closes_an_open_circuit(2000)
+    no_storm_closes_an_open_circuit(1200)
 
 
 @pytest.mark.slow
@@ -300,10 +300,6 @@ def test_09_a_wall_clock_wrong_by_up_to_an_hour_changes_nothing(
     ):
         monkeypatch.setattr(f"{module}.datetime", WrongClock)
     assert trace() == expected
-
-
-def test_the_same_seed_gives_the_same_run() -> None:
-    assert trace() == trace()
 
 
 # -- B13 and events --------------------------------------------------------------------------------

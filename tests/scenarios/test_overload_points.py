@@ -21,7 +21,7 @@ SERVICE = {"slots": SLOTS, "first_token_s": 0.3, "tokens": 2, "tokens_per_s": 3.
 
 
 def overloaded(config: Config, modes: tuple[str, ...], **options: Any) -> dict[str, float]:
-    """10 s at 80 % of capacity, 25 s at three times it, 20 s at 80 %: what share is well used."""
+    """8 s at 80 % of capacity, 25 s at three times it, 16 s at 80 %: what share is well used."""
     capacity = CAPACITY * len(config.modes)
 
     async def scenario(world: World) -> dict[str, float]:
@@ -32,9 +32,9 @@ def overloaded(config: Config, modes: tuple[str, ...], **options: Any) -> dict[s
             ended.append((world.now, end))
 
         load = merge(
-            steady(0.8 * capacity, end=10),
-            steady(3.0 * capacity, start=10, end=35),
-            steady(0.8 * capacity, start=35, end=55),
+            steady(0.8 * capacity, end=8),
+            steady(3.0 * capacity, start=8, end=33),
+            steady(0.8 * capacity, start=33, end=49),
         )
         await traffic(load, ask)
 
@@ -42,7 +42,7 @@ def overloaded(config: Config, modes: tuple[str, ...], **options: Any) -> dict[s
             well = sum(start <= at < end and isinstance(e, Generation) for at, e in ended)
             return well / (end - start) / capacity
 
-        return {"over": goodput(15, 35), "back": goodput(45, 55) / 0.8}
+        return {"over": goodput(13, 33), "back": goodput(43, 49) / 0.8}
 
     return play(scenario, config)
 
