@@ -63,7 +63,7 @@ def test_20_goodput_at_three_times_overload(
     solo = {"service": service, "max_in_flight": setting["max_in_flight"]}
     share = overloaded(ladder(modes={"solo": solo}), ("solo",), deadline=deadline)
     hidden = deadline is not None and setting["queue"]  # the patience is spent in a queue unseen
-    assert share["over"] >= (0.7 if hidden else 0.9)
+    assert share["over"] >= (0.6 if hidden else 0.9)
     assert share["back"] >= 0.98
 
 
