@@ -120,6 +120,9 @@ class Gateway:
         cache: CacheControl | bool = True,
         tenant: str = "",
         priority: int = 1,
+        key: str = "",
+        raw: bool = False,
+        trace: str = "",
         extra_body: Mapping[str, Any] | None = None,
         **sampling: Any,
     ) -> Generation:
@@ -133,6 +136,10 @@ class Gateway:
             cache: False neither reads nor keeps; see `CacheControl` for more.
             tenant: answers are never shared between tenants.
             priority: 0 goes first when a queue forms.
+            key: whose limits this counts against: the name of a `[keys.NAME]` table.
+            raw: True sends a string to the backend's `/completions` route as it stands, without a
+                chat template, where the backend has that route.
+            trace: the caller's W3C `traceparent`, for telemetry.
             extra_body: body fields whose names are arguments here too, such as vLLM's `priority`.
             **sampling: any other body field (`temperature`, `tools`, ...), passed on whole.
 
@@ -157,6 +164,9 @@ class Gateway:
             cache=cache,
             tenant=tenant,
             priority=priority,
+            key=key,
+            raw=raw,
+            trace=trace,
         )
         answer = await pipeline.answer(request)
         try:
@@ -174,6 +184,9 @@ class Gateway:
         cache: CacheControl | bool = True,
         tenant: str = "",
         priority: int = 1,
+        key: str = "",
+        raw: bool = False,
+        trace: str = "",
         on_interrupt: str = "error",
         extra_body: Mapping[str, Any] | None = None,
         **sampling: Any,
@@ -199,6 +212,9 @@ class Gateway:
             cache=cache,
             tenant=tenant,
             priority=priority,
+            key=key,
+            raw=raw,
+            trace=trace,
             buffered=False,
             on_interrupt=on_interrupt,
         )

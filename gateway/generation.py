@@ -128,8 +128,13 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
         allow_degrade: False raises `CircuitOpen` instead of answering from a lower mode.
         cache: what this request may take from and leave in the response cache.
         tenant: answers are never shared between tenants.
-        started: when it came in, on the gateway's clock.
         priority: 0 is served first when a queue forms.
+        key: whose limits it counts against: the name of a `[keys.NAME]` table; "" has none.
+        raw: `messages` is one user message whose text goes to the backend's `/completions` route as
+            it stands, without a chat template; a backend that has no such route is asked as a chat.
+        trace: W3C `traceparent` of the caller, "" if none.
+        started: when it came in, on the gateway's clock.
+        queued_s: seconds it has waited for a slot.
     """
 
     id: str
@@ -143,7 +148,11 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     cache: CacheControl = CacheControl()
     tenant: str = ""
     priority: int = 1
+    key: str = ""
+    raw: bool = False
+    trace: str = ""
     started: float = 0.0
+    queued_s: float = 0.0
 
 
 class Served(msgspec.Struct, kw_only=True):
@@ -164,6 +173,8 @@ class Served(msgspec.Struct, kw_only=True):
         ttl_s: freshness lifetime this answer has in the response cache, 0 if it is not kept.
         attempts: how many upstream attempts it took, 0 for a cached answer.
         first_token_s: seconds from the door to the first content token.
+        queued_s: seconds spent waiting for a slot.
+        upstream_s: seconds spent in upstream attempts, failed ones included.
     """
 
     requested_mode: str
@@ -179,6 +190,8 @@ class Served(msgspec.Struct, kw_only=True):
     ttl_s: float = 0.0
     attempts: int = 0
     first_token_s: float | None = None
+    queued_s: float = 0.0
+    upstream_s: float = 0.0
 
 
 class Usage(msgspec.Struct, frozen=True):

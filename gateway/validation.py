@@ -44,6 +44,9 @@ def build_request(
     buffered: bool = True,
     on_interrupt: str = "error",
     priority: int = 1,
+    key: str = "",
+    raw: bool = False,
+    trace: str = "",
 ) -> GenerationRequest:
     """Check a caller's arguments and make a request of them; see `Gateway.generate`.
 
@@ -54,6 +57,10 @@ def build_request(
     _check_kind(allow_degrade, bool, "allow_degrade", "True or False")
     _check_kind(tenant, str, "tenant", "a string")
     _check_kind(priority, int, "priority", "a whole number, 0 for the first in line")
+    _check_kind(key, str, "key", "the name of a [keys.NAME] table")
+    _check_kind(raw, bool, "raw", "True or False")
+    if raw and not isinstance(prompt, str):
+        raise InvalidRequest("raw takes a string, not chat messages", param="prompt")
     if extra_body is not None:
         _check_kind(extra_body, Mapping, "extra_body", "a dict of body fields")
         params = {**params, **extra_body}
@@ -77,6 +84,9 @@ def build_request(
         cache=_cache_control(cache),
         tenant=tenant,
         priority=priority,
+        key=key,
+        raw=raw,
+        trace=trace,
         started=now,
     )
 

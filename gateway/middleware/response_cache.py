@@ -80,7 +80,9 @@ class ResponseCache:
 
     def _question(self, request: GenerationRequest) -> bytes:
         try:
-            asked = _CANONICAL.encode((request.messages, request.params, request.tenant))
+            asked = _CANONICAL.encode(
+                (request.messages, request.params, request.tenant, request.raw)
+            )
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidRequest(f"the request cannot be said in JSON: {error}") from error
         return hashlib.sha256(asked).digest()
