@@ -68,6 +68,8 @@ class Walk:
         self._domains: set[str] = set()
         self._window = 0
         self._attempts = 0
+        self._upstream_s = 0.0
+        self._told: Served | None = None
 
     async def descend(self, prefix: str = "") -> None:
         """Go down from where the walk stands until a mode answers.
@@ -91,7 +93,7 @@ class Walk:
         assert visit is not None and attempt is not None and target is not None
         degraded = visit.rung.index != self._start
         first = attempt.first_token_at
-        return Served(
+        self._told = Served(
             requested_mode=self.request.mode,
             mode=visit.rung.name,
             model=self.assembly.model or target.provider.model,
@@ -101,7 +103,10 @@ class Walk:
             until=self._ladder.rungs[self._start].until() if degraded else None,
             attempts=self._attempts,
             first_token_s=None if first is None else first - self.request.started,
+            queued_s=self.request.queued_s,
+            upstream_s=self._upstream_s + self.clock() - attempt.started,
         )
+        return self._told
 
     def settle(self, outcome: Outcome, error: UpstreamError | None = None, cause: str = "") -> None:
         """Close the attempt and leave the mode: permit, slot and budget, all exactly once."""
@@ -198,6 +203,7 @@ class Walk:
                 self.request.id,
                 mode.thinking,
                 prefix,
+                self.request.raw,
             ),
             self.assembly,
             clock=self.clock,
@@ -251,10 +257,14 @@ class Walk:
     ) -> None:
         """Account for one attempt that is over."""
         attempt.close()
+        now = self.clock()
+        self._upstream_s += now - attempt.started
+        if self._told is not None:
+            self._told.upstream_s = self._upstream_s
         target.in_flight -= 1
         if visit.outcome is Outcome.FAILURE:
             target.budget.failed(late=attempt.late)
-            target.doubted_until = self.clock() + _DOUBT_S
+            target.doubted_until = now + _DOUBT_S
         elif visit.outcome is Outcome.SUCCESS:
             target.budget.succeeded()
             target.doubted_until = 0.0
@@ -265,13 +275,13 @@ class Walk:
         if self._events.heard:
             self._events.emit(
                 AttemptFinished(
-                    at=self.clock(),
+                    at=now,
                     request_id=self.request.id,
                     mode=visit.rung.name,
                     target=target.provider.name,
                     outcome=visit.outcome,
                     kind="" if visit.outcome is Outcome.SUCCESS else visit.cause,
-                    duration_s=self.clock() - attempt.started,
+                    duration_s=now - attempt.started,
                     first_token_s=took,
                     probe=visit.permit.probe,
                 )

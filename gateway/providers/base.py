@@ -22,6 +22,8 @@ class Call(msgspec.Struct):
         request_id: sent upstream as `x-request-id`.
         thinking: True/False asks the provider to turn reasoning on/off its own way; None leaves it.
         prefix: text of an interrupted answer to continue; only if `Provider.continues`.
+        raw: `messages` is one user message, whose text is to be completed as it stands, without a
+            chat template; a provider that cannot do that asks it as a chat.
     """
 
     messages: list[Message]
@@ -29,6 +31,7 @@ class Call(msgspec.Struct):
     request_id: str = ""
     thinking: bool | None = None
     prefix: str = ""
+    raw: bool = False
 
 
 @runtime_checkable

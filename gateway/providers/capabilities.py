@@ -67,6 +67,7 @@ class Capabilities:
         usage_option: whether `stream_options.include_usage` is understood.
         continuation: how an interrupted text is continued.
         developer: whether the role `developer` is known; else it becomes `system`.
+        completions: whether `/completions` completes a text without a chat template.
         health: path of a cheap liveness check on the server's root, "" if it has none.
     """
 
@@ -83,6 +84,7 @@ class Capabilities:
     usage_option: bool = True
     continuation: Continuation = Continuation.NONE
     developer: bool = False
+    completions: bool = False
     health: str = "/health"
 
 
@@ -114,6 +116,7 @@ _TABLE: Mapping[str, Capabilities] = {
         reasoning_in="reasoning",
         ranges={"top_p": _NUCLEUS},
         continuation=Continuation.FLAG,
+        completions=True,
     ),
     "sglang": Capabilities(
         base_url="http://127.0.0.1:30000/v1",
@@ -121,12 +124,14 @@ _TABLE: Mapping[str, Capabilities] = {
         ranges={"top_p": _NUCLEUS},
         continuation=Continuation.FLAG,
         health="/ready",  # /health generates a token and takes at least a second
+        completions=True,
     ),
     "llama_cpp": Capabilities(
         base_url="http://127.0.0.1:8080/v1",
         thinking=Thinking.TEMPLATE,
         renamed={"repetition_penalty": "repeat_penalty"},
         continuation=Continuation.MESSAGE,
+        completions=True,
     ),
     "ollama": Capabilities(
         base_url="http://127.0.0.1:11434/v1",
@@ -135,12 +140,14 @@ _TABLE: Mapping[str, Capabilities] = {
         reasoning_in="reasoning",
         dropped=frozenset({"top_k", "min_p", "repetition_penalty"}),
         health="/api/version",
+        completions=True,
     ),
     "lmdeploy": Capabilities(
         base_url="http://127.0.0.1:23333/v1",
         model=None,
         thinking=Thinking.FLAG,
         ranges={"top_p": _NUCLEUS},
+        completions=True,
     ),
     "tgi": Capabilities(
         base_url="http://127.0.0.1:8080/v1",
@@ -167,6 +174,7 @@ _TABLE: Mapping[str, Capabilities] = {
         max_tokens="",
         developer=True,
         health="",
+        completions=True,
     ),
 }
 

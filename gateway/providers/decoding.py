@@ -87,6 +87,7 @@ def chunk_of(data: dict[str, Any]) -> Chunk:
     """Make a chunk of an event or a whole answer, whatever its nulls and types.
 
     A whole answer has a `message` where an event has a `delta`; its chunk adds all of it at once.
+    A completion of a raw text has a `text` in the place of both.
     """
     choices = data.get("choices")
     usage = data.get("usage")
@@ -117,6 +118,8 @@ def _choice(choice: dict[str, Any], position: int) -> Choice:
     whole = "message" in choice and "delta" not in choice
     message = choice.get("message" if whole else "delta")
     logprobs = choice.get("logprobs")
+    if message is None and "text" in choice:
+        message = {"content": choice["text"]}
     return Choice(
         delta=_delta(message if isinstance(message, dict) else {}, whole=whole),
         index=_int(choice.get("index"), position),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -17,6 +17,7 @@ from gateway.errors import (
     ConfigError,
     InvalidRequest,
     UpstreamError,
+    UpstreamRejected,
     UpstreamTimeout,
 )
 from gateway.modes import TargetOptions
@@ -35,6 +36,7 @@ _T = TypeVar("_T")
 _encode = msgspec.json.Encoder().encode
 
 _MAX_ERROR_BYTES = 64 * 1024
+_NO_ROUTE = (404, 405, 501)
 _ERROR_BODY_S = 1.0
 
 
@@ -70,13 +72,15 @@ class OpenAICompatible:
             max_tokens=qwen.output_cap(model) if hosted else None,
         )
         self._speaker = Speaker(Accent(row, model, known))
+        self._completions = row.completions
         self.continues = row.continuation is not Continuation.NONE and not always_thinks
         self._kind = options.kind
         self.streams = options.stream_upstream or known.stream_only
         self._headers_s = options.headers_s
         self._client = client
         self._decoder = CarefulDecoder(options.kind, self.name, api_key)
-        self._origin, self._head = _address(base_url, options, api_key)
+        self._origin, self._head = _address(base_url, "chat/completions", options, api_key)
+        _, self._raw_head = _address(base_url, "completions", options, api_key)
         digest = hashlib.sha256((api_key or "").encode()).hexdigest()[:8]
         self.domain = f"{self._origin}#{digest}"
         # Without the query: some put their key there.
@@ -89,24 +93,39 @@ class OpenAICompatible:
     async def open(self, call: Call) -> Reply:
         """Send the call; see `Provider.open`.
 
-        A refusal that says how to ask better is obeyed once and remembered, see `Speaker`.
+        A refusal that says how to ask better is obeyed once and remembered, see `Speaker`. So is
+        a server, or a model, that turns out to have no `/completions`: it is asked as a chat.
 
         Raises:
             InvalidRequest: the call holds something that is not JSON.
         """
-        return await self._speaker.ask(self._attempt, call)
+        if not (call.raw and self._completions):
+            return await self._speaker.ask(self._attempt, call)
+        try:
+            return await self._speaker.ask(self._raw_attempt, call)
+        except UpstreamRejected as error:
+            if error.status not in _NO_ROUTE:
+                raise
+        reply = await self._speaker.ask(self._attempt, call)
+        self._completions = False  # it answers chats, so it was the route that is not there
+        return reply
 
     async def aclose(self) -> None:
         """Nothing of this target's own is open: connections belong to the client."""
 
-    async def _attempt(self, call: Call, accent: Accent) -> Reply:
+    def _attempt(self, call: Call, accent: Accent) -> Awaitable[Reply]:
         self.streams = stream = self.streams or accent.lessons.stream_only
-        body = accent.body(call, stream=stream)
+        return self._send(self._head, call, accent.body(call, stream=stream), stream=stream)
+
+    def _raw_attempt(self, call: Call, accent: Accent) -> Awaitable[Reply]:
+        body = accent.raw_body(call, stream=self.streams)
+        return self._send(self._raw_head, call, body, stream=self.streams)
+
+    async def _send(self, head: bytes, call: Call, body: dict[str, Any], *, stream: bool) -> Reply:
         try:
             payload = _encode(body)
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidRequest(f"the request cannot be sent as JSON: {error}") from error
-        head = self._head
         request_id = call.request_id
         if request_id and request_id.isascii() and request_id.isprintable():
             head += b"x-request-id: %b\r\n" % request_id.encode("ascii")
@@ -190,14 +209,16 @@ class OpenAICompatible:
             timer.cancel()
 
 
-def _address(base_url: str, options: TargetOptions, api_key: str | None) -> tuple[Origin, bytes]:
-    """Where requests go, and everything of a request that never changes."""
+def _address(
+    base_url: str, route: str, options: TargetOptions, api_key: str | None
+) -> tuple[Origin, bytes]:
+    """Where requests for one route go, and everything of a request that never changes."""
     try:
         origin = Origin.from_url(base_url)
     except ValueError as error:
         raise ConfigError(str(error), key="base_url") from None
     parts = urlsplit(base_url)
-    path = f"{parts.path.rstrip('/')}/chat/completions" + (f"?{parts.query}" if parts.query else "")
+    path = f"{parts.path.rstrip('/')}/{route}" + (f"?{parts.query}" if parts.query else "")
     headers = {
         "accept": "text/event-stream, application/json",
         "content-type": "application/json",

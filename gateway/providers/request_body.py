@@ -37,7 +37,7 @@ class Accent:
         self._merge_system = row.thinking is Thinking.QWEN or qwen.is_qwen(model)
 
     def body(self, call: Call, *, stream: bool) -> dict[str, Any]:
-        """Write a call down for this target; the call itself is left as it is.
+        """Write a call down as a chat with this target; the call itself is left as it is.
 
         Args:
             call: what is asked.
@@ -48,6 +48,33 @@ class Accent:
         _cap_answer(body, row, self.lessons)
         if call.thinking is not None or call.prefix or not _KNOBS.isdisjoint(body):
             _set_thinking(body, call, row, self.model, self.lessons)
+        if call.raw:
+            _count_logprobs_as_a_chat(body)
+        body["messages"] = _messages(call, row, merge_system=self._merge_system)
+        if call.prefix and row.continuation is Continuation.FLAG:
+            body["continue_final_message"] = True
+            body["add_generation_prompt"] = False
+        return self._in_its_words(body, stream=stream)
+
+    def raw_body(self, call: Call, *, stream: bool) -> dict[str, Any]:
+        """Write a raw call down for `/completions`: a text, and nothing only a chat knows.
+
+        Args:
+            call: one user message, whose text is completed; a prefix simply goes on where it ends.
+            stream: whether the answer is wanted as a stream.
+        """
+        body = {name: value for name, value in call.params.items() if name not in _CHAT_ONLY}
+        most = body.pop("max_completion_tokens", None)
+        if most is not None:
+            body["max_tokens"] = most
+        if body.get("logprobs") is True:  # here it is how many
+            body["logprobs"] = call.params.get("top_logprobs") or 1
+        body["prompt"] = call.messages[0]["content"] + call.prefix
+        return self._in_its_words(body, stream=stream)
+
+    def _in_its_words(self, body: dict[str, Any], *, stream: bool) -> dict[str, Any]:
+        """Rename, bring into range and leave out, as this backend needs it."""
+        row = self.row
         for ours, theirs in row.renamed.items():
             if ours in body:
                 body.setdefault(theirs, body.pop(ours))
@@ -55,16 +82,12 @@ class Accent:
             value = body.get(name)
             if value is not None:
                 body[name] = limits.clamp(value)
-        body["messages"] = _messages(call, row, merge_system=self._merge_system)
         body["stream"] = stream
         if not stream:
             body.pop("stream_options", None)
         elif row.usage_option:
             given = body.get("stream_options")
             body["stream_options"] = {**given, **_USAGE} if given else _USAGE
-        if call.prefix and row.continuation is Continuation.FLAG:
-            body["continue_final_message"] = True
-            body["add_generation_prompt"] = False
         if self.model:
             body["model"] = self.model
         if row.accepted is not None:
@@ -133,6 +156,20 @@ def _cap_answer(body: dict[str, Any], row: Capabilities, lessons: Lessons) -> No
 
 
 _KNOBS = frozenset({"enable_thinking", "thinking_budget", "reasoning_effort"})
+# What a chat template or a chat parser would have to understand.
+_CHAT_ONLY = _KNOBS | {
+    *("chat_template", "chat_template_kwargs", "add_generation_prompt", "continue_final_message"),
+    *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
+    *("messages", "top_logprobs"),
+}
+
+
+def _count_logprobs_as_a_chat(body: dict[str, Any]) -> None:
+    """A raw prompt asks for a number of `logprobs`, a chat for `top_logprobs`."""
+    number = body.get("logprobs")
+    if isinstance(number, int) and not isinstance(number, bool):
+        body["logprobs"] = True
+        body.setdefault("top_logprobs", number)
 
 
 def _set_thinking(
