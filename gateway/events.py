@@ -7,6 +7,7 @@ telemetry can never change an outcome. Slow sinks must queue on their own side.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import msgspec
@@ -43,7 +44,28 @@ class AttemptFinished(Event, frozen=True, kw_only=True, tag="attempt_finished"):
 
 
 class RequestFinished(Event, frozen=True, kw_only=True, tag="request_finished"):
-    """One request ended. `error` is the error's `code`, or "" on success."""
+    """One request ended: all that one canonical line needs, and never what was asked or answered.
+
+    Attributes:
+        error: the error's `code`, or "" on success.
+        outcome: `ok`; `degraded` (a lower mode answered); `stale` (an entry past its lifetime);
+            `invalid` (the caller's mistake); `refused` (we had no room, or no mode it may use);
+            `failed` (upstream, or we); `abandoned` (the caller left).
+        status: the HTTP status this end stands for; 499 if the caller left, as nginx has it.
+        key: the `[keys.NAME]` it counted against, "" if none.
+        trace: the caller's W3C `traceparent`, "" if none or not a valid one.
+        first_token_s: seconds from the door to the first content token.
+        queued_s: seconds it waited for a slot.
+        upstream_s: seconds in upstream attempts, failed ones included; None where an error came
+            before an answer, or an answer that was kept had to stand in: then nobody added them up.
+        overhead_s: what is left of the way from the door to the upstream's end without queue and
+            upstream, >= 0: our own time. A slow reader of a stream adds nothing to it. None if the
+            answer did not end well, or the call was begun by another caller's request.
+        inter_token_s: mean seconds between tokens after the first, None where unknown.
+        prompt_tokens, completion_tokens: as the upstream counts them.
+        cached_tokens: those of the prompt that the upstream had in its own cache.
+        reasoning_tokens: those of the completion that were reasoning.
+    """
 
     request_id: str
     requested_mode: str
@@ -63,6 +85,50 @@ class RequestFinished(Event, frozen=True, kw_only=True, tag="request_finished"):
     duration_s: float
     prompt_tokens: int
     completion_tokens: int
+    outcome: str = "ok"
+    status: int = 200
+    key: str = ""
+    trace: str = ""
+    queued_s: float = 0.0
+    upstream_s: float | None = None
+    overhead_s: float | None = None
+    inter_token_s: float | None = None
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+class HTTPFinished(Event, frozen=True, kw_only=True, tag="http_finished"):
+    """One HTTP request ended; told once by the server, after the pipeline's own event if any.
+
+    Attributes:
+        method: `GET`, `POST`, ...
+        route: the route's template, such as `/v1/models/{id}`; "" if no route matched. Never the
+            path as sent: it goes into a metric's label.
+        status: what was answered; 499 if the caller left before there was an answer.
+        error: the error's `code` on the wire, or "".
+        request_id: what the `x-request-id` header says.
+        generation_id: the id of the generation it became, "" if it never became one.
+        tenant, key: whose it was, "" if unknown.
+        duration_s: seconds from its first byte to the last of the answer.
+        request_bytes: length of its body, as far as it was read.
+        client_disconnected: the caller left before the answer was complete.
+        refused: it was turned away before it reached the pipeline.
+        trace: the caller's W3C `traceparent`, "" if none or not a valid one.
+    """
+
+    method: str
+    route: str
+    status: int
+    error: str = ""
+    request_id: str = ""
+    generation_id: str = ""
+    tenant: str = ""
+    key: str = ""
+    duration_s: float = 0.0
+    request_bytes: int = 0
+    client_disconnected: bool = False
+    refused: bool = False
+    trace: str = ""
 
 
 class TargetResting(Event, frozen=True, kw_only=True, tag="target_resting"):
@@ -83,6 +149,18 @@ class ConfigReloaded(Event, frozen=True, kw_only=True, tag="config_reloaded"):
 
 
 Listener = Callable[[Event], None]
+
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+)
+
+
+def traceparent(text: str) -> str:
+    """`text` if it is a W3C `traceparent` (version 00), else "": no caller's words reach a log.
+
+    https://www.w3.org/TR/trace-context/#traceparent-header
+    """
+    return text if text and _TRACEPARENT.fullmatch(text) else ""
 
 
 class EventBus:

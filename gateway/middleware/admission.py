@@ -174,12 +174,14 @@ class Admission:
             raise self._refusal()
         limit = ladder.rungs[start].limit
         limit.native_waiting += 1
+        began = self._clock()
         try:
             asks = (ladder, start, allow_degrade)
             if not await self.line.wait(request.priority, asks, fits, patience_s):
                 raise self._refusal()
         finally:
             limit.native_waiting -= 1
+            request.queued_s += self._clock() - began
 
     def _refusal(self) -> AdmissionRejected:
         return AdmissionRejected(

@@ -6,10 +6,23 @@ import asyncio
 from collections.abc import Callable
 
 from gateway.clock import Clock
-from gateway.errors import GatewayError
-from gateway.events import EventBus, RequestFinished
-from gateway.generation import Generation, GenerationRequest, Served
+from gateway.errors import (
+    AuthenticationFailed,
+    ErrorKind,
+    GatewayError,
+    InvalidRequest,
+    RequestRejected,
+    UpstreamRejected,
+)
+from gateway.events import EventBus, RequestFinished, traceparent
+from gateway.generation import Generation, GenerationRequest, Served, Usage
 from gateway.middleware.base import Answer, Handler
+
+# Two sums of the same seconds may differ in their last bit.
+_ROUNDING_S = 1e-9
+_NO_USAGE = Usage()
+# Refusals of an upstream that are its answer to the caller; a wrong key or model name is ours.
+_CALLERS = frozenset({ErrorKind.CONTEXT, ErrorKind.CONTENT, ErrorKind.REQUEST})
 
 
 class Observe:
@@ -53,10 +66,16 @@ class Observe:
         self._on_end(generation, error)
         if not self._events.heard:
             return
+        now = self._clock()
+        outcome = _outcome(served, generation, error)
+        upstream_s = _upstream_s(served, outcome)
         served = served or Served(requested_mode=request.mode, mode="")
+        queued_s = served.queued_s or request.queued_s
+        usage = generation.usage if generation else _NO_USAGE
+        overhead_s, inter_token_s = _own_times(request, served, generation, queued_s)
         self._events.emit(
             RequestFinished(
-                at=self._clock(),
+                at=now,
                 request_id=request.id,
                 requested_mode=request.mode,
                 mode=served.mode,
@@ -72,16 +91,91 @@ class Observe:
                 error="" if generation else _code(error),
                 finish_reason=generation.finish_reason if generation else None,
                 first_token_s=served.first_token_s,
-                duration_s=self._clock() - request.started,
-                prompt_tokens=generation.usage.prompt_tokens if generation else 0,
-                completion_tokens=generation.usage.completion_tokens if generation else 0,
+                duration_s=now - request.started,
+                prompt_tokens=usage.prompt_tokens,
+                completion_tokens=usage.completion_tokens,
+                outcome=outcome,
+                status=_status(generation, error),
+                key=request.key,
+                trace=traceparent(request.trace),
+                queued_s=queued_s,
+                upstream_s=upstream_s,
+                overhead_s=overhead_s,
+                inter_token_s=inter_token_s,
+                cached_tokens=_detail(usage, "prompt_tokens_details", "cached_tokens"),
+                reasoning_tokens=_detail(usage, "completion_tokens_details", "reasoning_tokens"),
             )
         )
+
+
+def _left(error: BaseException | None) -> bool:
+    """Whether the caller went away."""
+    return error is None or isinstance(error, asyncio.CancelledError)
 
 
 def _code(error: BaseException | None) -> str:
     if isinstance(error, GatewayError):
         return error.code
-    if error is None or isinstance(error, asyncio.CancelledError):
+    return "abandoned" if _left(error) else "internal_error"
+
+
+def _status(generation: Generation | None, error: BaseException | None) -> int:
+    if generation is not None:
+        return 200
+    if isinstance(error, GatewayError):
+        return error.http_status
+    return 499 if _left(error) else 500
+
+
+def _outcome(
+    served: Served | None, generation: Generation | None, error: BaseException | None
+) -> str:
+    """One of the words of `RequestFinished.outcome`."""
+    if generation is not None:
+        served = served or generation.served
+        return "stale" if served.stale else "degraded" if served.degraded else "ok"
+    if _left(error):
         return "abandoned"
-    return "internal_error"
+    if isinstance(error, (InvalidRequest, AuthenticationFailed)):
+        return "invalid"
+    if isinstance(error, UpstreamRejected):
+        return "invalid" if error.kind in _CALLERS else "failed"
+    return "refused" if isinstance(error, RequestRejected) else "failed"
+
+
+def _upstream_s(served: Served | None, outcome: str) -> float | None:
+    """Seconds in attempts, where somebody added them up to the end."""
+    if served is None or served.stale or outcome == "abandoned":
+        return None
+    return served.upstream_s
+
+
+def _own_times(
+    request: GenerationRequest, served: Served, generation: Generation | None, queued_s: float
+) -> tuple[float | None, float | None]:
+    """Overhead, and mean time between tokens; see `RequestFinished`.
+
+    `Generation.duration_s` ends where the upstream did: a flight reads at the upstream's pace, and
+    its readers at their own. Who boarded a flight late spent less time than the flight did, so
+    neither figure can be told for them; who read a hit as a stream had it whole at its first token.
+    """
+    if generation is None or served.stale:
+        return None, None
+    if served.cached:
+        replayed = None if request.buffered else served.first_token_s
+        return generation.duration_s if replayed is None else replayed, None
+    overhead_s = generation.duration_s - queued_s - served.upstream_s
+    if overhead_s < -_ROUNDING_S:
+        return None, None
+    inter_token_s = None
+    gaps = generation.usage.completion_tokens - 1
+    if gaps > 0 and served.first_token_s is not None:
+        inter_token_s = max(0.0, generation.duration_s - served.first_token_s) / gaps
+    return max(0.0, overhead_s), inter_token_s
+
+
+def _detail(usage: Usage, part: str, name: str) -> int:
+    """A count inside the upstream's usage object, 0 where it does not say."""
+    details = usage.details.get(part)
+    count = details.get(name) if isinstance(details, dict) else None
+    return count if isinstance(count, int) else 0

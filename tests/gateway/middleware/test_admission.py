@@ -189,6 +189,27 @@ def test_it_waits_only_if_a_slot_is_all_that_is_missing() -> None:
     play(scenario)
 
 
+def test_a_request_knows_how_long_it_has_waited_however_that_ended() -> None:
+    async def scenario() -> None:
+        stage = Stage({"solo": ScriptedProvider()}, mode_options={"solo": {"max_in_flight": 1}})
+        admission = Admission(stage.ladder, AdmissionOptions(max_wait_s=3.0), stage.clock)
+        requests = [stage.request("solo") for _ in range(4)]
+        await admission(requests[0], passes)
+        leave = fill(stage, "solo", 1)
+        waits = [asyncio.ensure_future(admission(request, passes)) for request in requests[1:]]
+        await asyncio.sleep(1.0)
+        waits[1].cancel()
+        await asyncio.sleep(0.5)
+        leave()
+        await waits[0]
+        fill(stage, "solo", 1)
+        with pytest.raises(AdmissionRejected):
+            await waits[2]
+        assert [request.queued_s for request in requests] == [0.0, 1.5, 1.0, 3.0]
+
+    play(scenario)
+
+
 def test_its_refusals_are_typed_and_say_when_to_come_back() -> None:
     async def scenario() -> None:
         stage = Stage({"solo": ScriptedProvider()}, mode_options={"solo": {"max_in_flight": 1}})
