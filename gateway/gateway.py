@@ -123,6 +123,7 @@ class Gateway:
         key: str = "",
         raw: bool = False,
         trace: str = "",
+        generation_id: str = "",
         extra_body: Mapping[str, Any] | None = None,
         **sampling: Any,
     ) -> Generation:
@@ -140,6 +141,7 @@ class Gateway:
             raw: True sends a string to the backend's `/completions` route as it stands, without a
                 chat template, where the backend has that route.
             trace: the caller's W3C `traceparent`, for telemetry.
+            generation_id: what the answer's `id` shall be, unique; made up if empty.
             extra_body: body fields whose names are arguments here too, such as vLLM's `priority`.
             **sampling: any other body field (`temperature`, `tools`, ...), passed on whole.
 
@@ -167,6 +169,7 @@ class Gateway:
             key=key,
             raw=raw,
             trace=trace,
+            generation_id=generation_id,
         )
         answer = await pipeline.answer(request)
         try:
@@ -187,6 +190,7 @@ class Gateway:
         key: str = "",
         raw: bool = False,
         trace: str = "",
+        generation_id: str = "",
         on_interrupt: str = "error",
         extra_body: Mapping[str, Any] | None = None,
         **sampling: Any,
@@ -215,6 +219,7 @@ class Gateway:
             key=key,
             raw=raw,
             trace=trace,
+            generation_id=generation_id,
             buffered=False,
             on_interrupt=on_interrupt,
         )
@@ -242,7 +247,7 @@ class Gateway:
         Args:
             mode: answers requests whose `model` is not a mode's name; None is the best mode.
         """
-        from gateway.openai_api import OpenAIAPI  # noqa: PLC0415
+        from gateway.openai_api.api import OpenAIAPI  # noqa: PLC0415
         from gateway.transport.httpx import FunctionTransport  # noqa: PLC0415
 
         return FunctionTransport(OpenAIAPI(self, self._mode(mode)).handle)
@@ -269,6 +274,11 @@ class Gateway:
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Hear every event from now on; call the result to stop. See `gateway.events`."""
         return self._events.listen(listener)
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self._in_force.pipeline.config
 
     @property
     def modes(self) -> list[str]:

@@ -47,6 +47,7 @@ def build_request(
     key: str = "",
     raw: bool = False,
     trace: str = "",
+    generation_id: str = "",
 ) -> GenerationRequest:
     """Check a caller's arguments and make a request of them; see `Gateway.generate`.
 
@@ -73,7 +74,7 @@ def build_request(
             param="on_interrupt",
         )
     return GenerationRequest(
-        id=new_id(),
+        id=generation_id or new_id(),
         mode=mode,
         messages=check_messages(prompt),
         params=dict(params),

@@ -186,7 +186,7 @@ async def test_models_are_the_modes_and_other_routes_are_not_found(creative: Qwe
         httpx.AsyncClient(transport=gateway.transport()) as http,
     ):
         models = (await http.get("http://gateway/v1/models")).json()
-        assert [model["id"] for model in models["data"]] == ["creative", "fast"]
+        assert [model["id"] for model in models["data"]] == ["creative", "fast", "auto"]
         missing = await http.post("http://gateway/v1/images", json={})
         assert missing.status_code == 404
         assert json.loads(missing.content)["error"]["code"] == "not_found"

@@ -11,17 +11,12 @@ from typing import Any
 
 import msgspec
 
-from gateway.errors import AllModesFailed, GatewayError, InvalidRequest
-from gateway.generation import CacheControl, Choice, Chunk, Generation, Message, Served, Usage
+from gateway.errors import InvalidRequest
+from gateway.generation import Choice, Chunk, Generation, Message, Served, Usage
+from gateway.openai_api.errors import envelope
 
 DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.Encoder().encode
-_SERVER_ERROR = {
-    "message": "the gateway failed; see its log",
-    "type": "server_error",
-    "param": None,
-    "code": "internal_error",
-}
 
 
 class ChatRequest(msgspec.Struct):
@@ -121,10 +116,6 @@ class StreamWriter:
         usage = _usage(Usage.of(self._usage))
         return self._event([], usage=usage, gateway=facts(self._served)) + DONE
 
-    def error(self, error: BaseException) -> bytes:
-        """The event that ends a broken answer; no `[DONE]` follows."""
-        return _event(envelope(error))
-
     def _event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         fields = {**self._head, "choices": choices, **more}
         if self._first:
@@ -133,63 +124,9 @@ class StreamWriter:
         return _event(_encode(fields))
 
 
-def envelope(error: BaseException) -> bytes:
-    """Any error as OpenAI's error envelope; what is not ours says nothing of its inside."""
-    if not isinstance(error, GatewayError):
-        return _encode({"error": _SERVER_ERROR})
-    fields: dict[str, Any] = {
-        "message": error.message,
-        "type": error.type,
-        "param": getattr(error, "param", None),
-        "code": error.code,
-    }
-    if isinstance(error, AllModesFailed):
-        fields["causes"] = {mode: cause.message for mode, cause in error.causes.items()}
-    return _encode({"error": fields})
-
-
-def error_headers(error: BaseException) -> list[tuple[str, str]]:
-    """`retry-after` (1 to 60 s, in both units) where trying again can help, and whether to."""
-    headers = [("content-type", "application/json")]
-    wait = getattr(error, "retry_after", None)
-    if wait is not None:
-        wait = min(60.0, max(1.0, wait))
-        headers += [("retry-after", str(round(wait))), ("retry-after-ms", str(round(wait * 1000)))]
-    # Our own second attempts are spent: a client that repeats them multiplies an outage.
-    headers.append(("x-should-retry", "true" if wait is not None and wait <= 2 else "false"))
-    return headers
-
-
-def served_headers(served: Served, generation_id: str) -> list[tuple[str, str]]:
-    """Who answered, for people who only see headers."""
-    return [
-        ("x-request-id", generation_id),
-        ("x-gateway-mode", served.mode),
-        ("x-gateway-requested-mode", served.requested_mode),
-        ("x-gateway-degraded", (served.reason or "yes") if served.degraded else "false"),
-        ("x-gateway-cache", "stale" if served.stale else "hit" if served.cached else "miss"),
-        ("x-gateway-attempts", str(served.attempts)),
-    ]
-
-
-def cache_control(header: str) -> CacheControl:
-    """The request directives of a `Cache-Control` header (RFC 9111, 5.2.1); unknown ones pass."""
-    directives = dict(
-        part.strip().lower().partition("=")[::2] for part in header.split(",") if part.strip()
-    )
-    age = directives.get("max-age", "")
-    return CacheControl(
-        read="no-cache" not in directives,
-        store="no-store" not in directives,
-        max_age_s=float(age) if age.isdigit() else None,
-        stale_if_error=not directives.keys() & {"no-cache", "no-store"},
-    )
-
-
-def models(modes: list[str]) -> bytes:
-    """The modes as OpenAI's list of models."""
-    data = [{"id": m, "object": "model", "created": 0, "owned_by": "gateway"} for m in modes]
-    return _encode({"object": "list", "data": data})
+def error_event(error: BaseException) -> bytes:
+    """The event that ends a broken answer; no `[DONE]` follows."""
+    return _event(envelope(error))
 
 
 def facts(served: Served) -> dict[str, Any]:

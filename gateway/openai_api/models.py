@@ -1,0 +1,109 @@
+"""What may stand in `model`: a mode, `auto`, an alias, or a concrete model of some mode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from gateway.openai_api.errors import ModelNotFound, PermissionDenied
+from gateway.openai_api.words import JSON, Call, Caller, Reply, Routes
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Models:
+    """Resolves names to modes and lists them.
+
+    Args:
+        gateway: has the modes and their targets.
+        default_mode: what `auto`, and no name at all, stand for; None is the best mode.
+        strict: whether a name nobody knows is an error, or stands for the default mode, too.
+    """
+
+    def __init__(self, gateway: Any, default_mode: str | None, *, strict: bool) -> None:
+        self._gateway = gateway
+        self._default_mode = default_mode
+        self._strict = strict
+
+    def routes(self) -> Routes:
+        """What this file answers."""
+        return {("GET", "/models"): self.list_all, ("GET", "/models/"): self.show}
+
+    def mode(self, name: str, caller: Caller) -> str:
+        """The mode that `name` asks for.
+
+        A concrete model asks for the best mode that has it; the ladder below it stays in place,
+        and the answer's `model` says who really answered.
+
+        Raises:
+            ModelNotFound: nobody knows the name.
+            PermissionDenied: the caller's key may not ask for that mode.
+        """
+        mode = self._find(name)
+        if caller.modes is not None and mode not in caller.modes:
+            allowed = ", ".join(sorted(caller.modes))
+            raise PermissionDenied(
+                f"this key may not ask for {mode}; it may ask for {allowed}", param="model"
+            )
+        return mode
+
+    def _find(self, name: str) -> str:
+        modes: list[str] = self._gateway.modes
+        name = self._gateway.config.aliases.get(name, name)
+        if name in modes:
+            return name
+        default = self._default_mode or modes[0]
+        if name in ("", "auto"):
+            return default
+        for mode, models in self._concrete().items():
+            if name in models:
+                return mode
+        if not self._strict:
+            return default
+        known = ", ".join([*modes, "auto", *self._gateway.config.aliases])
+        raise ModelNotFound(
+            f"the model {name[:100]!r} does not exist; ask for {known}", param="model"
+        )
+
+    def _concrete(self) -> Mapping[str, list[str]]:
+        status: dict[str, Any] = self._gateway.status()
+        return {
+            mode: [target["model"] for target in of["targets"]]
+            for mode, of in status["modes"].items()
+        }
+
+    async def list_all(self, call: Call) -> Reply:
+        """`GET /models`: the modes, `auto`, the aliases and the concrete models."""
+        return 200, [JSON], _encode({"object": "list", "data": self._all(call.caller)})
+
+    async def show(self, call: Call) -> Reply:
+        """`GET /models/{id}`; ids may contain slashes."""
+        name = call.path.removeprefix("/models/")
+        for model in self._all(call.caller):
+            if model["id"] == name:
+                return 200, [JSON], _encode(model)
+        raise ModelNotFound(f"the model {name[:100]!r} does not exist", param="model")
+
+    def _all(self, caller: Caller) -> list[dict[str, Any]]:
+        concrete = self._concrete()
+        owners = dict.fromkeys([*self._gateway.modes, "auto", *self._gateway.config.aliases])
+        names = list(dict.fromkeys([*owners, *(m for of in concrete.values() for m in of if m)]))
+        return [
+            {
+                "id": name,
+                "object": "model",
+                "created": 0,
+                "owned_by": "gateway" if name in owners else "upstream",
+            }
+            for name in names
+            if self._may(name, caller)
+        ]
+
+    def _may(self, name: str, caller: Caller) -> bool:
+        try:
+            self.mode(name, caller)
+        except (PermissionDenied, ModelNotFound):
+            return False
+        return True

@@ -1,0 +1,70 @@
+"""The words of the API: a call comes in, a reply goes out. No framework's types."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from gateway.validation import new_id
+
+Reply = tuple[int, list[tuple[str, str]], bytes | AsyncIterator[bytes]]
+"""Status, headers, and the body: whole, or as it comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls.
+
+    Attributes:
+        key: the name of the `[keys.NAME]` table, whose limits count; "" where none are configured.
+        tenant: answers are never shared between tenants.
+        modes: the modes that may be asked for; None is all.
+        priority: 0 goes first when a queue forms.
+    """
+
+    key: str = ""
+    tenant: str = ""
+    modes: frozenset[str] | None = None
+    priority: int = 1
+
+
+ANYONE = Caller()
+"""The caller where no keys are configured, and in this very process."""
+
+
+@dataclass(slots=True)
+class Call:
+    """One HTTP request, read whole.
+
+    Attributes:
+        method: upper case.
+        path: without query and without a leading `/v1`.
+        headers: by lower-case name.
+        query: what followed the `?`.
+        peer: the address it came from, "" within this process.
+        caller: who it is, once known.
+        id: the request's id, in `x-request-id`.
+        generation_id: set once the pipeline has taken the request.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    query: str = ""
+    peer: str = ""
+    caller: Caller = ANYONE
+    id: str = ""
+    generation_id: str = ""
+
+    def take_generation_id(self) -> str:
+        """The pipeline takes the request from here on: the id of the answer it will be."""
+        self.generation_id = new_id()
+        return self.generation_id
+
+
+Handler = Callable[[Call], Awaitable[Reply]]
+Routes = Mapping[tuple[str, str], Handler]
+"""Handlers by method and path. A path ending in `/` takes everything below it."""
+
+JSON = ("content-type", "application/json")

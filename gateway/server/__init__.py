@@ -1,0 +1,1 @@
+"""The gateway as a service over HTTP. See README.md in this folder."""

@@ -1,0 +1,160 @@
+"""What happens to every HTTP request: route -> who is it -> handler -> headers -> told once.
+
+No framework: `asgi.py` and `rsgi.py` bring calls in and carry replies out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from gateway.clock import Clock
+from gateway.errors import GatewayError
+from gateway.events import HTTPFinished, Listener
+from gateway.gateway import Gateway
+from gateway.openai_api.api import OpenAIAPI
+from gateway.openai_api.errors import error_reply
+from gateway.openai_api.router import Router
+from gateway.openai_api.words import Call, Reply, Routes
+from gateway.server.access import Access
+from gateway.validation import new_id
+
+
+class Service:
+    """Answers HTTP requests from a gateway.
+
+    Args:
+        gateway: who answers.
+        access: knows who may call.
+        extra: routes beside OpenAI's: operations, the dashboard.
+        tell: told of every request's end; the gateway's own listeners hear the rest.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        access: Access,
+        *extra: Routes,
+        tell: Listener | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        options = gateway.config.server
+        api = OpenAIAPI(
+            gateway,
+            options.default_mode or None,
+            strict_models=True,
+            headers_s=options.stream_headers_s,
+        )
+        self.gateway = gateway
+        self.access = access
+        self.router = Router(api.routes, *extra)
+        self.in_flight = 0
+        self._tell = tell
+        self._clock = clock
+
+    async def handle(self, call: Call) -> Reply:
+        """Answer one request. Raises nothing but cancellation."""
+        started = self._clock()
+        self.in_flight += 1
+        route, reply = "", None
+        error: BaseException | None = None
+        try:
+            route, handler = self.router.find(call)
+            call.caller = self.access.check(call, route)
+            reply = await handler(call)
+        except asyncio.CancelledError as cancelled:
+            error = cancelled
+            raise
+        except Exception as failed:  # noqa: BLE001 - no fault of ours may reach a client raw
+            error = failed
+            reply = error_reply(failed)
+        finally:
+            if reply is None or isinstance(reply[2], bytes):
+                self._ended(call, route, started, reply, error)
+        status, headers, body = reply
+        call.id = _request_id(call)
+        took_ms = (self._clock() - started) * 1000
+        headers = [*headers, ("x-request-id", call.id), ("openai-processing-ms", f"{took_ms:.0f}")]
+        if isinstance(body, bytes):
+            return status, headers, body
+        return status, headers, self._streamed(body, call, route, started, reply)
+
+    def error(self, call: Call, error: GatewayError) -> Reply:
+        """The reply to a request that never became a whole call: too long, too slow, no HTTP."""
+        call.id = _request_id(call)
+        reply = error_reply(error)
+        self.in_flight += 1
+        self._ended(call, "", self._clock(), reply, error)
+        return reply[0], [*reply[1], ("x-request-id", call.id)], reply[2]
+
+    async def _streamed(
+        self, body: AsyncIterator[bytes], call: Call, route: str, started: float, reply: Reply
+    ) -> AsyncIterator[bytes]:
+        gone: BaseException | None = None
+        try:
+            async for piece in body:
+                yield piece
+        except (asyncio.CancelledError, GeneratorExit) as cancelled:
+            gone = cancelled
+            raise
+        finally:
+            await _close(body)
+            self._ended(call, route, started, reply, gone)
+
+    def _ended(
+        self,
+        call: Call,
+        route: str,
+        started: float,
+        reply: Reply | None,
+        error: BaseException | None,
+    ) -> None:
+        self.in_flight -= 1
+        call.id = _request_id(call)
+        if self._tell is None:
+            return
+        now = self._clock()
+        self._tell(
+            HTTPFinished(
+                at=now,
+                method=call.method,
+                route=route,
+                status=reply[0] if reply else 499,
+                error=_code(error),
+                request_id=call.id,
+                generation_id=call.generation_id,
+                tenant=call.caller.tenant,
+                key=call.caller.key,
+                duration_s=now - started,
+                request_bytes=len(call.body),
+                client_disconnected=isinstance(error, (asyncio.CancelledError, GeneratorExit)),
+                refused=not call.generation_id,
+            )
+        )
+
+
+async def _close(body: Any) -> None:
+    close: Callable[[], Any] | None = getattr(body, "aclose", None)
+    if close is not None:
+        await close()
+
+
+def _code(error: BaseException | None) -> str:
+    if error is None:
+        return ""
+    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+        return "client_disconnected"
+    return error.code if isinstance(error, GatewayError) else "internal_error"
+
+
+def _request_id(call: Call) -> str:
+    """The client's own id if it is fit to be logged, else the generation's or a new one."""
+    if call.id:
+        return call.id
+    said = call.headers.get("x-request-id", "")
+    if said and len(said) <= 128 and said.isascii() and said.isprintable() and " " not in said:
+        return said
+    return call.generation_id or new_id().replace("gen-", "req-", 1)
