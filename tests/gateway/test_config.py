@@ -37,7 +37,8 @@ def with_mode(**tables: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("table", TABLES)
 def test_the_shipped_file_states_every_knob_at_its_default(table: str) -> None:
     shipped = tomllib.loads(SHIPPED.read_text())[table]
-    assert shipped == dataclasses.asdict(TABLES[table]())
+    defaults = dataclasses.asdict(TABLES[table]())
+    assert shipped == {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}
 
 
 def test_the_shipped_file_states_every_key_of_modes_and_targets() -> None:
