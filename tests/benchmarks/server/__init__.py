@@ -1,0 +1,1 @@
+"""What the HTTP service costs, beside its peers in the same run."""
