@@ -148,6 +148,13 @@ class ConfigReloaded(Event, frozen=True, kw_only=True, tag="config_reloaded"):
     detail: str = ""
 
 
+class SharingChanged(Event, frozen=True, kw_only=True, tag="sharing_changed"):
+    """The file in which the workers agree was lost, or is back; without it each is on its own."""
+
+    shared: bool
+    detail: str = ""
+
+
 Listener = Callable[[Event], None]
 
 _TRACEPARENT = re.compile(

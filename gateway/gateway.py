@@ -13,7 +13,7 @@ from gateway.clock import Clock
 from gateway.config import Config
 from gateway.detectors.latency import LatencyDetector
 from gateway.errors import ConfigError, GatewayError, InvalidRequest
-from gateway.events import ConfigReloaded, EventBus, Listener
+from gateway.events import ConfigReloaded, EventBus, Listener, SharingChanged
 from gateway.generation import CacheControl, Generation, Message
 from gateway.middleware.base import Answer
 from gateway.ratings import Ratings
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import httpx
 
     from gateway.pipeline import Pipeline
+    from gateway.stores.shared import SharedStore
     from gateway.sync import LoopThread
 
 _T = TypeVar("_T")
@@ -42,6 +43,8 @@ class Gateway:
         config: what to serve; see `Config`.
         clock: monotonic seconds; tests and simulations bring their own.
         listeners: told of every event, see `gateway.events`.
+        shared: where the worker processes of one machine agree on modes; None is one worker. Who
+            made it closes it.
 
     Raises:
         ConfigError: a target cannot be built.
@@ -53,8 +56,10 @@ class Gateway:
         *,
         clock: Clock = time.monotonic,
         listeners: Sequence[Listener] = (),
+        shared: SharedStore | None = None,
     ) -> None:
         self._clock = clock
+        self._shared = shared
         self._events = EventBus()
         for listener in listeners:
             self._events.listen(listener)
@@ -63,6 +68,8 @@ class Gateway:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sync: LoopThread | None = None
         self._closed = False
+        if shared is not None:
+            shared.on_change = self._sharing
         self._in_force = InForce(config, self._build, self._events, clock)
 
     @classmethod
@@ -377,6 +384,9 @@ class Gateway:
         from gateway.pipeline import Pipeline  # noqa: PLC0415
 
         return Pipeline(config, self._clock, self._events, self._latency, self._ended, before)
+
+    def _sharing(self, shared: bool, detail: str) -> None:
+        self._events.emit(SharingChanged(at=self._clock(), shared=shared, detail=detail))
 
     def _ended(
         self, by: Pipeline, generation: Generation | None, error: BaseException | None

@@ -63,7 +63,7 @@ DOORS = {
     "cachetools": {"gateway.stores.memory"},
     "structlog": {"gateway.telemetry.logs"},
     "redis": {"gateway.stores.valkey"},
-    "sqlite3": {"gateway.stores.sqlite"},
+    "sqlite3": {"gateway.stores.sqlite", "gateway.stores.shared_file"},
     "prometheus_client": {"gateway.telemetry.metrics"},
     "opentelemetry": {"gateway.telemetry.traces"},
     "xllamacpp": {"gateway.providers.llama_server"},
