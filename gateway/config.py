@@ -9,6 +9,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from gateway.errors import ConfigError
 from gateway.middleware.admission import AdmissionOptions
 from gateway.modes import ModeOptions, TargetOptions
 from gateway.policies.budget import BudgetOptions
-from gateway.policies.keys import KeyOptions
+from gateway.policies.keys import KeyOptions, digest_of
 from gateway.policies.phases import CircuitOptions
 from gateway.policies.ttl import CacheOptions
 from gateway.registry import KINDS, TRANSPORTS
@@ -86,6 +87,15 @@ class Config:
                     table=f"modes.{mode.name}",
                     key="targets",
                 )
+        _check_keys(self, names)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files it was read from: a change in any of them may mean another configuration."""
+        if self.source is None:
+            return ()
+        more = self.server.keys_file
+        return (self.source, _beside(self.source, more)) if more else (self.source,)
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str] = "config.toml") -> Config:
@@ -96,18 +106,7 @@ class Config:
                 type, unit or range, or an environment variable it names is not set.
         """
         file = os.fspath(path)
-        try:
-            text = Path(file).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise ConfigError(
-                "no such file; copy config.toml from the project", file=file
-            ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot be read: {error}", file=file) from None
-        try:
-            tables = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"is not valid TOML: {error}", file=file) from None
+        tables = _toml(file, "copy config.toml from the project")
         return cls.from_dict(tables, source=file)
 
     @classmethod
@@ -139,7 +138,7 @@ def _config(tables: Mapping[str, Any], source: str | None) -> Config:
         if name not in parts and name not in others:
             raise unknown(name, [*others, *parts], None)
         if not isinstance(table, Mapping):
-            raise ConfigError(f"expected a table, got {table!r}", table=name)
+            raise ConfigError(f"expected a table, got {type(table).__name__}", table=name)
     read: dict[str, Any] = {
         name: options(kind, tables[name], name) for name, kind in parts.items() if name in tables
     }
@@ -147,13 +146,82 @@ def _config(tables: Mapping[str, Any], source: str | None) -> Config:
         modes=tuple(_mode(name, table) for name, table in tables.get("modes", {}).items()),
         embeddings=_embeddings(tables.get("embeddings", {})),
         aliases=_aliases(tables.get("aliases", {})),
-        keys=tuple(
-            options(KeyOptions, table, f"keys.{name}", name=name)
-            for name, table in tables.get("keys", {}).items()
-        ),
+        keys=_all_keys(tables, read.get("server"), source),
         source=source,
         **read,
     )
+
+
+def _toml(file: str, remedy: str) -> dict[str, Any]:
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+        return tomllib.loads(text)
+    except FileNotFoundError:
+        raise ConfigError(f"no such file; {remedy}", file=file) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"is not valid TOML: {error}", file=file) from None
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a zero byte in the path
+        raise ConfigError(f"cannot be read: {error}", file=file) from None
+
+
+def _beside(source: str | None, file: str) -> str:
+    return str(Path(source).parent / file) if source else file
+
+
+def _all_keys(
+    tables: Mapping[str, Any], server: ServerOptions | None, source: str | None
+) -> tuple[KeyOptions, ...]:
+    """The keys of this file, and those of the file that `[server] keys_file` names."""
+    keys = _keys(tables.get("keys", {}))
+    if server is None or not server.keys_file:
+        return keys
+    file = _beside(source, server.keys_file)
+    try:
+        apart = expand(_toml(file, "make it, or empty [server] keys_file"), "")
+        for name, table in apart.items():
+            if name != "keys" or not isinstance(table, Mapping):
+                raise ConfigError("expected nothing but [keys.NAME] tables", table=name)
+        more = _keys(apart.get("keys", {}))
+        for key in more:
+            if key.name in {other.name for other in keys}:
+                raise ConfigError(f"{source} has this table, too", table=f"keys.{key.name}")
+    except ConfigError as error:
+        if error.file:
+            raise
+        raise ConfigError(error.reason, file=file, table=error.table, key=error.key) from None
+    return keys + more
+
+
+def _keys(tables: Mapping[str, Any]) -> tuple[KeyOptions, ...]:
+    return tuple(_key(name, table) for name, table in tables.items())
+
+
+def _key(name: str, table: Any) -> KeyOptions:
+    place = f"keys.{name}"
+    if isinstance(table, Mapping) and isinstance(table.get("expires"), date):
+        table = {**table, "expires": table["expires"].isoformat()}  # TOML has dates of its own
+    return options(KeyOptions, table, place, name=name)
+
+
+def _check_keys(config: Config, modes: list[str]) -> None:
+    """Raises ConfigError unless each key is told from all others and may ask for what there is."""
+    admin = config.server.admin_key_hash
+    if admin:
+        try:
+            digest_of(admin)
+        except ValueError as error:
+            raise ConfigError(
+                str(error), file=config.source, table="server", key="admin_key_hash"
+            ) from None
+    seen = {admin: "[server] admin_key_hash"}
+    for key in config.keys:
+        place = f"keys.{key.name}"
+        if key.hash in seen:
+            raise ConfigError(f"is that of {seen[key.hash]}, too", table=place, key="hash")
+        seen[key.hash] = f"[{place}]"
+        for mode in key.modes:
+            if mode not in modes:
+                raise unknown_value(mode, modes, place, "modes")
 
 
 def _aliases(table: Mapping[str, Any]) -> Mapping[str, str]:

@@ -40,16 +40,19 @@ _BETWEEN: dict[str, tuple[float, float]] = {
 }
 _POSITIVE_S = frozenset(
     {"deadline_s", "first_token_s", "stall_s", "connect_s", "headers_s", "failure_window_s",
-     "sampling_duration_s", "probe_lease_s", "header_s", "body_s", "keep_alive_s",
+     "sampling_duration_s", "probe_lease_s", "header_s", "body_s", "keep_alive_s", "send_s",
      "stream_headers_s"}
 )  # fmt: skip
-_ONE_OF = {"ramp": ("linear", "cosine"), "log": ("json", "console", "off")}
+# What may hold a secret, or one pasted into the wrong place: errors never quote it.
+_SECRET = frozenset({"hash", "admin_key_hash", "headers", "options"})
+_ONE_OF = {"ramp": ("linear", "cosine"), "log": ("json", "console", "off"),
+           "runner": ("uvicorn", "granian")}  # fmt: skip
 
 
 def options(kind: type[_T], table: Any, place: str, **given: Any) -> _T:
     """Fill a dataclass of options from a TOML table, checking names, types, units and ranges."""
     if not isinstance(table, Mapping):
-        raise ConfigError(f"expected a table, got {table!r}", table=place)
+        raise ConfigError(f"expected a table, got {type(table).__name__}", table=place)
     hints = typing.get_type_hints(kind)
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     values = dict(given)
@@ -88,6 +91,8 @@ def _checked(key: str, value: Any, hint: Any, place: str) -> Any:
 
 
 def _expected(key: str, value: Any, origin: type) -> str:
+    if key in _SECRET:
+        value = type(value)
     if key.endswith("_s"):
         return f"expected seconds as a number, such as {key} = 30, got {value!r}"
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a string",

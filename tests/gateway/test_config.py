@@ -16,6 +16,7 @@ from gateway.config import FeedbackOptions, ServerOptions
 from gateway.middleware.admission import AdmissionOptions
 from gateway.modes import ModeOptions, TargetOptions
 from gateway.policies.budget import BudgetOptions
+from gateway.policies.keys import KeyOptions, key_hash
 from gateway.policies.phases import CircuitOptions
 from gateway.policies.ttl import CacheOptions
 
@@ -156,3 +157,89 @@ def test_no_table_whatsoever_is_a_traceback(tables: Any) -> None:
             Config.from_dict(tables, source="my.toml")
         except ConfigError as error:
             assert "my.toml" in str(error)
+
+
+# -- keys ------------------------------------------------------------------------------
+
+ONE, OTHER = key_hash("one-long-random-string-1"), key_hash("another-long-random-string")
+
+
+def test_keys_are_read_with_all_they_may_say() -> None:
+    table = {"hash": ONE, "modes": ["only"], "requests_per_min": 5, "expires": "2027-01-31"}
+    [key] = Config.from_dict(with_mode(keys={"alice": table})).keys
+    assert key == KeyOptions(
+        name="alice", hash=ONE, modes=("only",), requests_per_min=5, expires="2027-01-31"
+    )
+
+
+def test_a_date_of_tomls_own_is_a_date() -> None:
+    text = f'[alice]\nhash = "{ONE}"\nexpires = 2027-01-31\n'
+    [key] = Config.from_dict(with_mode(keys=tomllib.loads(text))).keys
+    assert key.expires == "2027-01-31"
+
+
+@pytest.mark.parametrize(
+    ("keys", "place", "remedy"),
+    [
+        ({"a": {}}, "[keys.a]: hash", "missing"),
+        ({"a": {"hash": "sk-pasted"}}, "[keys.a]: hash", "gateway keys hash"),
+        ({"a": {"hash": ["sk-pasted"]}}, "[keys.a]: hash", "a string"),
+        ({"a": "sk-pasted"}, "[keys.a]", "expected a table"),
+        ("sk-pasted", "[keys]", "expected a table"),
+        ({"a": {"hash": ONE, "expires": "soon"}}, "[keys.a]: expires", "2027-01-31"),
+        ({"a": {"hash": ONE, "modes": ["onyl"]}}, "[keys.a]: modes", "did you mean 'only'"),
+        ({"a": {"hash": ONE, "requests_per_minute": 1}}, "requests_per_minute", "requests_per_min"),
+        ({"a": {"hash": ONE, "concurrency": -1}}, "[keys.a]: concurrency", "at least 0"),
+        ({"a": {"hash": ONE}, "b": {"hash": ONE}}, "[keys.b]: hash", "[keys.a]"),
+        ({"admin": {"hash": ONE}}, "[keys.admin]", "admin key"),
+    ],
+)
+def test_mistakes_in_keys_are_named_and_never_quoted(keys: Any, place: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_dict(with_mode(keys=keys), source="my.toml")
+    told = str(caught.value)
+    assert told.startswith("my.toml: ")
+    assert place in told
+    assert remedy in told
+    assert "sk-pasted" not in told
+
+
+def test_the_admin_key_is_a_key_of_its_own() -> None:
+    with pytest.raises(ConfigError, match=r"\[server\] admin_key_hash, too"):
+        Config.from_dict(with_mode(keys={"a": {"hash": ONE}}, server={"admin_key_hash": ONE}))
+    with pytest.raises(ConfigError, match="admin_key_hash: expected what") as caught:
+        Config.from_dict(with_mode(server={"admin_key_hash": "sk-pasted"}))
+    assert "sk-pasted" not in str(caught.value)
+
+
+def test_keys_may_lie_in_a_file_of_their_own(tmp_path: Path) -> None:
+    main, apart = tmp_path / "config.toml", tmp_path / "keys.toml"
+    main.write_text(
+        '[server]\nkeys_file = "keys.toml"\n'
+        f'[keys.a]\nhash = "{ONE}"\n'
+        '[[modes.only.targets]]\nkind = "simulated"\n'
+    )
+    apart.write_text(f'[keys.b]\nhash = "{OTHER}"\n')
+    config = Config.from_toml(main)
+    assert [key.name for key in config.keys] == ["a", "b"]
+    assert config.files == (str(main), str(apart))
+    for text, told in [
+        (f'[keys.a]\nhash = "{OTHER}"\n', r"keys.toml: \[keys.a\]: .*config.toml has this table"),
+        ("[server]\nport = 1\n", r"keys.toml: \[server\]: expected nothing but"),
+        ('[keys.b]\nhash = "x"\n', r"keys.toml: \[keys.b\]: hash: expected what"),
+        ("[keys", "keys.toml: is not valid TOML"),
+    ]:
+        apart.write_text(text)
+        with pytest.raises(ConfigError, match=told):
+            Config.from_toml(main)
+    apart.unlink()
+    with pytest.raises(ConfigError, match=r"keys.toml: no such file"):
+        Config.from_toml(main)
+
+
+def test_a_configuration_does_not_print_what_it_knows_of_keys() -> None:
+    config = Config.from_dict(
+        with_mode(keys={"a": {"hash": ONE}}, server={"admin_key_hash": OTHER})
+    )
+    assert ONE.removeprefix("sha256:") not in repr(config)
+    assert OTHER.removeprefix("sha256:") not in repr(config)
