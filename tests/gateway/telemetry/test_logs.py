@@ -17,6 +17,7 @@ from gateway.events import (
     CircuitChanged,
     ConfigReloaded,
     Event,
+    HTTPFinished,
     RequestFinished,
     TargetResting,
 )
@@ -69,23 +70,117 @@ def logged(*events: Event, **options: Any) -> list[str]:
     return out.getvalue().splitlines()
 
 
-def test_json_is_one_object_a_line_with_every_field_of_the_event() -> None:
-    line, other = (json.loads(line) for line in logged(request(), CHANGED))
-    assert list(line)[:3] == ["timestamp", "level", "event"]
-    assert line["event"] == "request_finished" and other["event"] == "circuit_changed"
-    assert set(RequestFinished.__struct_fields__) <= set(line)
-    assert line["duration_s"] == 1 / 3 and line["reason"] is None
-    assert datetime.fromisoformat(line["timestamp"]).utcoffset() is not None
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def test_the_canonical_line_in_the_words_log_tools_know() -> None:
+    event = request(
+        trace=TRACE, tenant="acme", key="team", requested_mode="creative", mode="fast",
+        degraded=True, reason="circuit_open", outcome="degraded", attempts=2, queued_s=0.0125,
+        first_token_s=0.25, upstream_s=0.3, overhead_s=0.0005, inter_token_s=0.01,
+        reasoning_tokens=1, cached_tokens=2,
+    )  # fmt: skip
+    [line] = map(json.loads, logged(event))
+    assert list(line)[:4] == ["timestamp", "level", "event", "request_id"]
+    assert datetime.fromisoformat(line.pop("timestamp")).utcoffset() is not None
+    assert line == {
+        "level": "warning", "event": "request_finished", "request_id": "gen-1",
+        "trace_id": "0af7651916cd43dd8448eb211c80319c", "tenant": "acme", "key": "team",
+        "model_requested": "creative", "mode": "fast", "model_served": "m", "backend": "t",
+        "outcome": "degraded", "status": 200, "error_class": "", "degraded": True,
+        "route_reason": "circuit_open", "cached": False, "stale": False, "stream": False,
+        "attempts": 2, "finish_reason": "stop", "queue_ms": 12.5, "ttft_ms": 250.0,
+        "inter_token_ms": 10.0, "upstream_ms": 300.0, "overhead_ms": 0.5, "duration_ms": 333.333,
+        "prompt_tokens": 3, "completion_tokens": 4, "reasoning_tokens": 1, "cached_tokens": 2,
+        "client_disconnected": False,
+    }  # fmt: skip
+
+
+def test_what_is_unknown_is_null_and_who_left_is_said() -> None:
+    event = request(outcome="abandoned", error="abandoned", status=499, first_token_s=None)
+    [line] = map(json.loads, logged(event))
+    assert line["client_disconnected"] is True
+    assert (line["ttft_ms"], line["overhead_ms"], line["trace_id"]) == (None, None, "")
+
+
+def test_an_upstreams_own_words_are_cut_short_and_stay_on_their_line() -> None:
+    lines = logged(request(model="m\n" * 5_000, finish_reason="x" * 5_000))
+    assert len(lines) == 1
+    assert len(lines[0]) < 2_000
+
+
+def http(**fields: Any) -> HTTPFinished:
+    known = {"method": "POST", "route": "/v1/chat/completions", "status": 200}
+    return HTTPFinished(at=1.0, **{**known, **fields})
+
+
+@pytest.mark.parametrize(
+    ("event", "written"),
+    [
+        (http(generation_id="gen-1"), False),  # the pipeline's own line tells of it
+        (http(generation_id="gen-1", status=503, error="all_modes_failed"), False),
+        (http(generation_id="gen-1", client_disconnected=True), False),
+        (http(generation_id="gen-1", status=500, error="internal_error"), True),
+        (http(status=401, error="invalid_api_key", refused=True), True),
+        (http(status=404, route="", refused=True), True),
+        (http(status=429, error="rate_limit_exceeded", refused=True), True),
+        (http(method="GET", route="/v1/models"), False),
+        (http(method="GET", route="/metrics"), False),
+        (http(method="GET", route="/metrics", status=401, refused=True), False),
+        (http(method="GET", route="/readyz", status=503), False),
+    ],
+)
+def test_an_http_request_has_a_line_where_no_other_tells_of_it(
+    event: HTTPFinished, *, written: bool
+) -> None:
+    assert len(logged(event)) == written
+
+
+def test_what_the_line_of_an_http_request_says() -> None:
+    event = http(status=413, error="too_large", request_id="r", request_bytes=9, refused=True,
+                 duration_s=0.002, trace=TRACE)  # fmt: skip
+    [line] = map(json.loads, logged(event))
+    assert line.pop("timestamp")
+    assert line == {
+        "level": "info", "event": "http_finished", "request_id": "r", "generation_id": "",
+        "trace_id": TRACE[3:35], "tenant": "", "key": "", "method": "POST",
+        "route": "/v1/chat/completions", "status": 413, "error_class": "too_large",
+        "duration_ms": 2.0, "request_bytes": 9, "client_disconnected": False,
+    }  # fmt: skip
+
+
+def test_the_other_events_say_all_they_bear_but_their_clock() -> None:
+    [attempted, changed] = map(
+        json.loads, logged(attempt(kind="server", first_token_s=0.5), CHANGED)
+    )
+    assert (attempted["backend"], attempted["error_class"], attempted["ttft_ms"]) == (
+        "t", "server", 500.0,
+    )  # fmt: skip
+    assert {"mode", "old", "new", "cause", "epoch", "until"} < set(changed)
+    assert "at" not in changed
+
+
+def test_attempts_that_went_well_are_for_those_who_look_closely() -> None:
+    events = attempt(), attempt(outcome="failure", kind="server"), request()
+    assert len(logged(*events)) == 3
+    assert [json.loads(line)["event"] for line in logged(*events, level="info")] == [
+        "attempt_finished", "request_finished",
+    ]  # fmt: skip
+    assert logged(*events, level="error") == []
 
 
 @pytest.mark.parametrize(
     ("event", "level"),
     [
         (request(), "info"),
-        (request(degraded=True), "warning"),
-        (request(stale=True), "warning"),
-        (request(error="all_modes_failed"), "error"),
-        (request(error="abandoned"), "info"),
+        (request(outcome="degraded"), "warning"),
+        (request(outcome="stale"), "warning"),
+        (request(outcome="refused"), "warning"),
+        (request(outcome="failed"), "error"),
+        (request(outcome="invalid"), "info"),
+        (request(outcome="abandoned"), "info"),
+        (http(status=500), "error"),
+        (http(status=404, refused=True), "info"),
         (attempt(), "debug"),
         (attempt(outcome="failure", kind="server"), "warning"),
         (attempt(outcome="ignored", kind="cancelled"), "debug"),
@@ -105,7 +200,7 @@ def test_how_loud(event: Event, level: str) -> None:
 
 def test_the_console_is_short_and_plain_where_it_is_no_terminal() -> None:
     (line,) = logged(request(), json=False)
-    assert "request_finished" in line and "duration_s=0.333" in line
+    assert "request_finished" in line and "duration_ms=333.333" in line
     assert "tenant" not in line and "cached" not in line
     assert "\x1b" not in line
 
