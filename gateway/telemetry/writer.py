@@ -65,12 +65,12 @@ class LineWriter:
 
     def _start(self) -> None:
         """With the first line, so that whoever forks before it takes no dead thread along."""
-        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        to = _writer(self._file)
+        self._thread = threading.Thread(target=self._run, args=to, name="log", daemon=True)
         self._thread.start()
         atexit.register(self.close)
 
-    def _run(self) -> None:
-        write, close = _writer(self._file)
+    def _run(self, write: Callable[[str], object], close: Callable[[], object]) -> None:
         queue, is_open = self._queue, True
         while is_open:
             lines = [queue.get()]

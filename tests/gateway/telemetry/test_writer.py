@@ -101,8 +101,8 @@ def test_a_pipe_that_was_made_non_blocking_loses_nothing() -> None:
             writer.msg("x" * 999)  # three times what a pipe holds
         file.close()
         read = 0
-        while read < 200_000:
-            read += len(os.read(reader, 65_536))
+        while read < 200_000 and (data := os.read(reader, 65_536)):
+            read += len(data)
         writer.close()
     assert (read, writer.dropped) == (200_000, 0)
 
