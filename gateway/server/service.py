@@ -63,7 +63,7 @@ class Service:
         error: BaseException | None = None
         try:
             route, handler = self.router.find(call)
-            call.caller = self.access.check(call, route)
+            call.caller = self.access.check(call, route, self.gateway.config)
             reply = await handler(call)
         except asyncio.CancelledError as cancelled:
             error = cancelled
