@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -26,16 +27,18 @@ from gateway.errors import (
 )
 from gateway.generation import Chunk, Generation, GenerationRequest, Served
 from gateway.middleware.base import Answer, Handler
-from gateway.middleware.flight import Flight, own_copy
+from gateway.middleware.flight import Flight
 from gateway.policies.downshift import Ladder, Rung
 from gateway.policies.phases import Phase
 from gateway.policies.ttl import CacheOptions
-from gateway.stores.base import Entry, Store, size_of
+from gateway.stores.base import Entry, Store
 
 # Sorted keys, so that two callers who set the same fields in another order share an answer.
 _CANONICAL = msgspec.msgpack.Encoder(order="sorted")
 _CALLERS = frozenset({ErrorKind.CONTEXT, ErrorKind.CONTENT, ErrorKind.REQUEST})
 _WHOLE = frozenset({"stop", "tool_calls", "function_call"})
+_How = tuple[bytes, tuple[str, bool, bool, str]]
+"""What is asked, and in which way: those who share a flight agree in both."""
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
 
 
@@ -54,7 +57,7 @@ class ResponseCache:
         self._options = options
         self._ladder = ladder
         self._clock = clock
-        self._flights: dict[bytes, Flight] = {}
+        self._flights: dict[_How, Flight] = {}
         self._airborne: set[Flight] = set()
 
     async def __call__(self, request: GenerationRequest, call_next: Handler) -> Answer:
@@ -158,26 +161,23 @@ class ResponseCache:
 
     def _flight(self, request: GenerationRequest, question: bytes, call_next: Handler) -> Flight:
         """Join the flight of those who asked the same in the same way, or start one."""
-        how = f"{request.mode}|{request.buffered}|{request.allow_degrade}|{request.on_interrupt}"
-        key = question + how.encode()
+        how = (request.mode, request.buffered, request.allow_degrade, request.on_interrupt)
+        key = (question, how)
         shared = request.cache.read and request.cache.store
         flight = self._flights.get(key) if shared else None
         if flight is not None:
             return flight
-
-        def keep(generation: Generation) -> Awaitable[None] | None:
-            return self._keep(request, question, generation)
-
-        def gone(flight: Flight) -> None:
-            self._airborne.discard(flight)
-            if self._flights.get(key) is flight:
-                del self._flights[key]
-
-        flight = Flight(request, call_next, keep, gone, self._clock)
+        keep = partial(self._keep, request, question)
+        flight = Flight(request, call_next, keep, partial(self._gone, key), self._clock)
         self._airborne.add(flight)
         if shared:
             self._flights[key] = flight
         return flight
+
+    def _gone(self, key: _How, flight: Flight) -> None:
+        self._airborne.discard(flight)
+        if self._flights.get(key) is flight:
+            del self._flights[key]
 
     def _keep(
         self, request: GenerationRequest, question: bytes, generation: Generation
@@ -189,16 +189,7 @@ class ResponseCache:
         served = generation.served
         served.ttl_s = self._options.ttl(downshifted=served.degraded)
         rung = self._ladder.rungs[self._ladder.index(served.mode)]
-        stored = msgspec.structs.replace(
-            generation, choices=own_copy(generation.choices), extra=own_copy(generation.extra)
-        )
-        entry = Entry(
-            generation=stored,
-            stored_at=self._clock(),
-            mode=rung.name,
-            identity=rung.identity.hex(),
-            size=size_of(stored),
-        )
+        entry = Entry(generation, self._clock(), rung.name, rung.identity.hex())
         return self._store.put(self._key(question, rung), entry, self._options.lifetime_s)
 
     async def aclose(self) -> None:
@@ -267,10 +258,10 @@ class CachedAnswer(Answer):
         stored = self._stored
         return Generation(
             id=self._request.id,
-            choices=own_copy(stored.choices),
+            choices=stored.choices,
             served=self.served,
             usage=stored.usage,
             created=stored.created,
-            extra=own_copy(stored.extra),
+            extra=stored.extra,
             duration_s=self._clock() - self._request.started,
         )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -14,18 +13,16 @@ class Entry(msgspec.Struct, frozen=True):
     """One stored answer.
 
     Attributes:
-        generation: the answer itself, shared by all readers: never change it.
+        generation: the answer itself; whoever gets an entry from a store has it for himself.
         stored_at: when it was stored, seconds on the reader's own clock; age is now - stored_at.
         mode: the mode that answered, which need not be the one asked for.
         identity: of the target that answered (`Provider.identity`).
-        size: bytes it counts for, see `size_of`.
     """
 
     generation: Generation
     stored_at: float
     mode: str
     identity: str
-    size: int
 
 
 @runtime_checkable
@@ -43,7 +40,9 @@ class Store(Protocol):
     async def put(self, key: bytes, entry: Entry, lifetime_s: float) -> None:
         """Keep `entry` for `lifetime_s` seconds from now instead of what was there. Never raises.
 
-        An entry that cannot be kept (too large, no lifetime) still removes what was there.
+        An entry that cannot be kept (too large, no lifetime, something in it that cannot be
+        written down) still removes what was there. It is written down before anything is waited
+        for: its owner may change it from then on.
         """
         ...
 
@@ -62,31 +61,3 @@ class Store(Protocol):
     async def aclose(self) -> None:
         """Let go of connections. Idempotent."""
         ...
-
-
-def size_of(generation: Generation) -> int:
-    """Estimate the memory an answer takes, in bytes.
-
-    Its texts and containers are counted, names of fields are not (they are shared); measured
-    against the allocator it is right to about a fifth. Costs some 5 us for a plain answer.
-    """
-    total = _FIXED
-    todo: list[Any] = [
-        generation.id,
-        generation.choices,
-        generation.usage.details,
-        generation.extra,
-    ]
-    size = sys.getsizeof
-    while todo:
-        item = todo.pop()
-        total += size(item)
-        if type(item) is dict:
-            todo.extend(item.values())
-        elif type(item) is list:
-            todo.extend(item)
-    return total
-
-
-_FIXED = 512
-"""The structs themselves: `Generation`, `Served`, `Usage` and their numbers and short names."""

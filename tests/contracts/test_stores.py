@@ -12,7 +12,7 @@ import pytest
 
 from gateway.clock import ManualClock
 from gateway.generation import Generation, Served, Usage
-from gateway.stores.base import Entry, Store, size_of
+from gateway.stores.base import Entry, Store
 from gateway.stores.memory import MemoryStore
 from gateway.stores.valkey import ValkeyStore
 
@@ -75,7 +75,7 @@ def entry(text: str = "hello", stored_at: float = 1000.0) -> Entry:
         extra={"system_fingerprint": "fp"},
         duration_s=1.5,
     )
-    return Entry(generation, stored_at, "balanced", "vllm/qwen", size_of(generation))
+    return Entry(generation, stored_at, "balanced", "vllm/qwen")
 
 
 async def test_an_unknown_key_is_none(store: Store) -> None:
@@ -88,7 +88,7 @@ async def test_the_whole_answer_comes_back(store: Store) -> None:
     found = await store.get(b"\x00\xff any bytes *")
     assert found is not None
     assert found.generation == kept.generation
-    assert (found.mode, found.identity, found.size) == (kept.mode, kept.identity, kept.size)
+    assert (found.mode, found.identity) == (kept.mode, kept.identity)
 
 
 async def test_an_old_entry_keeps_its_age(store: Store, clock: ManualClock) -> None:

@@ -79,7 +79,7 @@ def entry(text: str = "hello", stored_at: float = 0.0, **extra: object) -> Entry
         served=Served(requested_mode="creative", mode="creative"),
         extra=extra,
     )
-    return Entry(generation, stored_at, "creative", "id", 100)
+    return Entry(generation, stored_at, "creative", "id")
 
 
 def text_of(found: Entry | None) -> str | None:
