@@ -10,6 +10,7 @@ from gateway.openai_api.chat import Chat
 from gateway.openai_api.errors import error_reply
 from gateway.openai_api.models import Models
 from gateway.openai_api.router import Router
+from gateway.openai_api.serving import Serving
 from gateway.openai_api.words import Call, Reply, Routes
 
 
@@ -20,7 +21,7 @@ class OpenAIAPI:
         gateway: who answers.
         default_mode: what `auto` and an empty `model` stand for; None is the best mode.
         strict_models: False lets a `model` nobody knows stand for the default mode, too.
-        headers_s: see `Chat`.
+        headers_s: see `Serving`.
     """
 
     def __init__(
@@ -32,8 +33,8 @@ class OpenAIAPI:
         headers_s: float | None = None,
     ) -> None:
         models = Models(gateway, default_mode, strict=strict_models)
-        chat = Chat(gateway, models, headers_s)
-        self.routes: Routes = {**models.routes(), **chat.routes()}
+        serving = Serving(gateway, models, headers_s)
+        self.routes: Routes = {**models.routes(), **Chat(serving).routes()}
         self._router = Router(self.routes)
 
     async def handle(

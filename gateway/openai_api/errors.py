@@ -1,14 +1,32 @@
-"""Any error as OpenAI's envelope and headers, and the errors only HTTP knows."""
+"""Any error as OpenAI's envelope and headers, and the errors only HTTP knows.
+
+Clients decide by status, `type`, `code` and, some of them, by phrases in the message; what each
+of our errors becomes stands in one table (`_KINDS`).
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import msgspec
 
-from gateway.errors import AllModesFailed, GatewayError, InvalidRequest
+from gateway.detectors.failures import Outcome, judge
+from gateway.errors import (
+    AllModesFailed,
+    ErrorKind,
+    GatewayError,
+    InvalidRequest,
+    UpstreamError,
+)
 
 _encode = msgspec.json.Encoder().encode
+
+# A client that reads a wait of more than a minute gives up (openai-node) or really waits it out.
+_WAIT_BOUNDS_S = (1.0, 60.0)
+# Trying again this soon meets a place that is free by then.
+_SOON_S = 2.0
+
 _SERVER_ERROR = {
     "message": "the gateway failed; see its log",
     "type": "server_error",
@@ -73,34 +91,116 @@ class UnsupportedMediaType(InvalidRequest):
     code = "unsupported_media_type"
 
 
-def envelope(error: BaseException) -> bytes:
-    """Any error as OpenAI's error envelope; what is not ours says nothing of its inside."""
+class _Wire(NamedTuple):
+    """What an upstream's error is to the client; None leaves the error's own.
+
+    `phrases`: at least one must stand in the message, or the first is added: what clients that
+    read messages look for (LangChain, qwen-agent).
+    """
+
+    status: int | None = None
+    type: str | None = None
+    code: str | None = None
+    phrases: tuple[str, ...] = ()
+
+
+_KINDS: dict[ErrorKind, _Wire] = {
+    ErrorKind.CONNECT: _Wire(502, "server_error", "upstream_connection_error"),
+    ErrorKind.OVERLOADED: _Wire(503, "server_error", "upstream_overloaded"),
+    ErrorKind.LOADING: _Wire(503, "server_error", "upstream_loading"),
+    ErrorKind.BILLING: _Wire(429, "rate_limit_error", "insufficient_quota"),
+    # It is our key that is wrong, not the caller's.
+    ErrorKind.AUTH: _Wire(502, "server_error", "upstream_authentication"),
+    ErrorKind.MODEL: _Wire(404, "not_found_error", "model_not_found"),
+    ErrorKind.CONTEXT: _Wire(
+        400, "invalid_request_error", "context_length_exceeded", ("maximum context length",)
+    ),
+    ErrorKind.CONTENT: _Wire(
+        400,
+        "invalid_request_error",
+        "content_filter",
+        ("inappropriate content", "DataInspectionFailed"),
+    ),
+}
+_OWN = _Wire()
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status of any error."""
     if not isinstance(error, GatewayError):
-        return _encode({"error": _SERVER_ERROR})
+        return 500
+    status = _wire(error).status or error.http_status
+    return status if 400 <= status <= 599 else 502
+
+
+def error_fields(error: BaseException) -> dict[str, Any]:
+    """OpenAI's error object; what is not ours says nothing of its inside."""
+    if not isinstance(error, GatewayError):
+        return _SERVER_ERROR
+    wire = _wire(error)
     fields: dict[str, Any] = {
-        "message": error.message,
-        "type": error.type,
+        "message": _message(error.message, wire.phrases),
+        "type": wire.type or error.type,
         "param": getattr(error, "param", None),
-        "code": error.code,
+        "code": wire.code or error.code,
     }
     if isinstance(error, AllModesFailed):
         fields["causes"] = {mode: cause.message for mode, cause in error.causes.items()}
-    return _encode({"error": fields})
+    return fields
+
+
+def envelope(error: BaseException) -> bytes:
+    """Any error as the body of an answer, or as the event that ends a stream."""
+    return _encode({"error": error_fields(error)})
 
 
 def error_headers(error: BaseException) -> list[tuple[str, str]]:
     """`retry-after` (1 to 60 s, in both units) where trying again can help, and whether to."""
     headers = [("content-type", "application/json"), *getattr(error, "headers", ())]
-    wait = getattr(error, "retry_after", None)
+    wait = _wait_s(error)
     if wait is not None:
-        wait = min(60.0, max(1.0, wait))
-        headers += [("retry-after", str(round(wait))), ("retry-after-ms", str(round(wait * 1000)))]
-    # Our own second attempts are spent: a client that repeats them multiplies an outage.
-    headers.append(("x-should-retry", "true" if wait is not None and wait <= 2 else "false"))
+        milliseconds = math.ceil(wait * 1000)
+        headers += [
+            ("retry-after", str(math.ceil(wait))),
+            ("retry-after-ms", str(milliseconds)),
+        ]
+    soon = wait is not None and wait <= _SOON_S and not _spent(error)
+    headers.append(("x-should-retry", "true" if soon else "false"))
     return headers
 
 
 def error_reply(error: BaseException) -> tuple[int, list[tuple[str, str]], bytes]:
     """Any error as a whole reply."""
-    status = error.http_status if isinstance(error, GatewayError) else 500
-    return status, error_headers(error), envelope(error)
+    return status_of(error), error_headers(error), envelope(error)
+
+
+def _wire(error: GatewayError) -> _Wire:
+    return _KINDS.get(error.kind, _OWN) if isinstance(error, UpstreamError) else _OWN
+
+
+def _wait_s(error: BaseException) -> float | None:
+    """What the error says, else how long we ourselves leave that upstream alone."""
+    wait: float | None = getattr(error, "retry_after", None)
+    if wait is None and isinstance(error, UpstreamError):
+        judgement = judge(error)
+        wait = None if judgement.out else judgement.cool_s or None
+    if wait is None:
+        return None
+    low, high = _WAIT_BOUNDS_S
+    return min(high, max(low, wait))  # in this order a NaN ends up as `low`
+
+
+def _spent(error: BaseException) -> bool:
+    """Whether our own attempts failed: a client that repeats them multiplies an outage."""
+    if isinstance(error, AllModesFailed):
+        return any(map(_spent, error.causes.values()))
+    return isinstance(error, UpstreamError) and judge(error).outcome is Outcome.FAILURE
+
+
+def _message(message: str, phrases: tuple[str, ...]) -> str:
+    # msgspec refuses lone surrogates, and an error must always be sayable.
+    message = message.encode("utf-8", "replace").decode()
+    lower = message.lower()
+    if not phrases or any(phrase.lower() in lower for phrase in phrases):
+        return message
+    return f"{message} ({phrases[0]})"

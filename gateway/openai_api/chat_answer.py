@@ -1,0 +1,200 @@
+"""Our answers -> OpenAI's chat JSON: whole, and as server-sent events. Bytes out, no I/O.
+
+What strict clients need is always there (`logprobs`, `refusal`, `annotations`); `model` is the
+model that really answered; who answered and why stands beside it under `gateway`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gateway.generation import Choice, Chunk, Delta, Generation, Served, Usage
+from gateway.openai_api.answers import FINISHED, created, facts, finish_reason, usage_of
+from gateway.openai_api.errors import envelope
+from gateway.openai_api.serving import Opened
+from gateway.openai_api.tool_deltas import ToolDeltas
+from gateway.sse import DONE
+
+_encode = msgspec.json.Encoder().encode
+_NOTHING = Delta()
+
+
+def completion(generation: Generation) -> bytes:
+    """A whole answer as a chat completion."""
+    return _encode(
+        {
+            **generation.extra,
+            "id": generation.id,
+            "object": "chat.completion",
+            "created": created(generation.created),
+            "model": generation.served.model,
+            "choices": [_whole(choice) for choice in generation.choices],
+            "usage": usage_of(generation.usage),
+            "gateway": facts(generation.served),
+        }
+    )
+
+
+def _whole(choice: dict[str, Any]) -> dict[str, Any]:
+    message = choice["message"]
+    reasoning = message.get("reasoning_content")
+    if not reasoning and choice["finish_reason"] in FINISHED:
+        return choice
+    if reasoning:  # `reasoning` is what vLLM and Ollama, and so their clients, call it
+        message = {**message, "reasoning": reasoning}
+    reason = finish_reason(choice["finish_reason"], called_tools="tool_calls" in message)
+    return {**choice, "message": message, "finish_reason": reason}
+
+
+class ChatWriter:
+    """A streamed answer as server-sent events, one `bytes` for each batch of chunks.
+
+    For each choice: a role chunk, what comes, a chunk that only finishes it. Then the usage if it
+    was asked for, then `[DONE]`. The first chunk and the last ones say who answers.
+
+    Args:
+        include_usage: whether to end with a usage event; all others then have `usage: null`.
+    """
+
+    object = "chat.completion.chunk"
+
+    def __init__(self, *, include_usage: bool) -> None:
+        self._include_usage = include_usage
+        self._tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
+        self._usage: dict[str, Any] | None = None
+        self._extra: dict[str, Any] = {}
+        self._tools: dict[int, ToolDeltas] = {}
+        self._open: dict[int, bool] = {}  # choices that have begun; False once they finished
+        self._told = False
+        self._created = created()
+
+    def begin(self, answer: Opened) -> bytes:
+        """The answer is there. Nothing is said before its first chunk."""
+        self._answer = answer
+        self._serve(answer.served)
+        return b""
+
+    def write(self, chunks: list[Chunk]) -> bytes:
+        """The events of one batch."""
+        served = self._answer.served
+        if served is not self._served:  # an interrupted answer goes on in another mode
+            self._serve(served)
+        head, tail, begun = self._head, self._tail, self._open.get(0, False)
+        events: list[bytes] = []
+        for chunk in chunks:
+            choices = chunk.choices
+            # The one hot case, spelled out: choice 0 goes on with what needs no second look, and
+            # is written as it is: a `Choice` has just the keys of the wire.
+            if begun and len(choices) == 1:
+                choice = choices[0]
+                delta = choice.delta
+                if (
+                    delta.content is not None
+                    and choice.index == 0
+                    and choice.finish_reason is None
+                    and delta.role is None
+                    and delta.reasoning_content is None
+                    and delta.tool_calls is None
+                    and chunk.extra is None
+                ):
+                    events += (head, _encode(choices), tail)
+                    continue
+            self._carefully(chunk, events)
+            begun = self._open.get(0, False)
+        return b"".join(events)
+
+    def end(self) -> bytes:
+        """What ends a complete answer: never sent after a broken one."""
+        events: list[bytes] = []
+        if not self._open:
+            self._begin_choice(0, events)
+        for index, unfinished in list(self._open.items()):
+            if unfinished:
+                self._finish(index, None, None, events)
+        if self._include_usage:
+            events.append(self._telling([], usage=usage_of(Usage.of(self._usage))))
+        return b"".join((*events, DONE))
+
+    def fail(self, error: BaseException) -> bytes:
+        """The event that ends a broken answer; no `[DONE]` follows."""
+        return b"data: " + envelope(error) + b"\n\n"
+
+    # -- the careful way ------------------------------------------------------------------------
+
+    def _carefully(self, chunk: Chunk, events: list[bytes]) -> None:
+        if chunk.usage is not None:
+            self._usage = chunk.usage
+        if chunk.extra:
+            self._extra.update(chunk.extra)
+        for choice in chunk.choices:
+            index, reason = choice.index, choice.finish_reason
+            if index not in self._open:
+                self._begin_choice(index, events)
+            delta = self._delta(choice)
+            logprobs = choice.logprobs
+            if delta != _NOTHING:
+                piece = Choice(delta, index=index, logprobs=logprobs)
+                events += (self._head, _encode([piece]), self._tail)
+                logprobs = None
+            if reason is not None:
+                self._finish(index, reason, logprobs, events)
+
+    def _begin_choice(self, index: int, events: list[bytes]) -> None:
+        self._open[index] = True
+        opening = Choice(Delta(role="assistant", content=""), index=index)
+        events.append(self._plain([opening]) if self._told else self._telling([opening]))
+
+    def _finish(
+        self, index: int, reason: str | None, logprobs: dict[str, Any] | None, events: list[bytes]
+    ) -> None:
+        self._open[index] = False
+        reason = finish_reason(reason, called_tools=index in self._tools)
+        events.append(
+            self._telling([Choice(_NOTHING, index=index, finish_reason=reason, logprobs=logprobs)])
+        )
+
+    def _delta(self, choice: Choice) -> Delta:
+        """What a choice adds, in the one form every client reads; the role has been said."""
+        delta = choice.delta
+        calls = None
+        if delta.tool_calls:
+            tools = self._tools.get(choice.index)
+            if tools is None:
+                name = f"{self._answer.id}-{choice.index}" if choice.index else self._answer.id
+                tools = self._tools[choice.index] = ToolDeltas(name)
+            calls = tools.pieces(delta.tool_calls) or None
+        return msgspec.structs.replace(
+            delta,
+            role=None,
+            content=delta.content or None,
+            reasoning_content=delta.reasoning_content or None,
+            reasoning=delta.reasoning_content or None,
+            tool_calls=calls,
+        )
+
+    # -- events ---------------------------------------------------------------------------------
+
+    def _serve(self, served: Served) -> None:
+        self._served = served
+        self._stamp = {
+            "id": self._answer.id,
+            "object": self.object,
+            "created": self._created,
+            "model": served.model,
+        }
+        # All that is the same on every event, encoded once.
+        self._head = b"data: " + _encode(self._stamp)[:-1] + b',"choices":'
+
+    def _plain(self, choices: list[Choice]) -> bytes:
+        return b"".join((self._head, _encode(choices), self._tail))
+
+    def _telling(self, choices: list[Choice], **more: Any) -> bytes:
+        """An event that also says who answers, and what else the upstream said."""
+        self._told = True
+        if self._include_usage:
+            more.setdefault("usage", None)
+        gateway = facts(self._answer.served)
+        event = {**self._extra, **self._stamp, "choices": choices, **more, "gateway": gateway}
+        return b"data: " + _encode(event) + b"\n\n"
