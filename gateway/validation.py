@@ -19,6 +19,8 @@ _OURS = {
     "messages": "give the messages as the first argument",
 }
 _POLICIES = ("error", "continue")
+_USUAL_KINDS = (bool, str, int, str, bool)
+_NOT_SAMPLING = frozenset(_OURS)
 _FOREVER_S = 1e9
 # Ids are unique across processes by their random part, within one by their count.
 _process = secrets.token_hex(5)
@@ -54,20 +56,23 @@ def build_request(
     Raises:
         InvalidRequest: names the argument and the remedy.
     """
-    _check_deadline(deadline_s)
-    _check_kind(allow_degrade, bool, "allow_degrade", "True or False")
-    _check_kind(tenant, str, "tenant", "a string")
-    _check_kind(priority, int, "priority", "a whole number, 0 for the first in line")
-    _check_kind(key, str, "key", "the name of a [keys.NAME] table")
-    _check_kind(raw, bool, "raw", "True or False")
+    if deadline_s is not None:
+        _check_deadline(deadline_s)
+    kinds = (type(allow_degrade), type(tenant), type(priority), type(key), type(raw))
+    if kinds != _USUAL_KINDS:  # one comparison instead of five calls, for nearly everyone
+        _check_kind(allow_degrade, bool, "allow_degrade", "True or False")
+        _check_kind(tenant, str, "tenant", "a string")
+        _check_kind(priority, int, "priority", "a whole number, 0 for the first in line")
+        _check_kind(key, str, "key", "the name of a [keys.NAME] table")
+        _check_kind(raw, bool, "raw", "True or False")
     if raw and not isinstance(prompt, str):
         raise InvalidRequest("raw takes a string, not chat messages", param="prompt")
     if extra_body is not None:
         _check_kind(extra_body, Mapping, "extra_body", "a dict of body fields")
         params = {**params, **extra_body}
-    for name, remedy in _OURS.items():
-        if name in params:
-            raise InvalidRequest(f"{name} is not a sampling field: {remedy}", param=name)
+    if not _NOT_SAMPLING.isdisjoint(params):
+        name = next(name for name in _OURS if name in params)
+        raise InvalidRequest(f"{name} is not a sampling field: {_OURS[name]}", param=name)
     if on_interrupt not in _POLICIES:
         raise InvalidRequest(
             f"on_interrupt must be one of {', '.join(_POLICIES)}, got {on_interrupt!r}",
@@ -82,7 +87,7 @@ def build_request(
         buffered=buffered,
         on_interrupt=on_interrupt,
         allow_degrade=allow_degrade,
-        cache=_cache_control(cache),
+        cache=_WITH_CACHE if cache is True else _cache_control(cache),
         tenant=tenant,
         priority=priority,
         key=key,
@@ -94,7 +99,7 @@ def build_request(
 
 def _check_deadline(deadline_s: Any) -> None:
     number = isinstance(deadline_s, (int, float)) and not isinstance(deadline_s, bool)
-    if deadline_s is not None and not (number and 0 < deadline_s < _FOREVER_S):
+    if not (number and 0 < deadline_s < _FOREVER_S):
         raise InvalidRequest(
             f"deadline must be a positive number of seconds, got {_short(deadline_s)}",
             param="deadline",
@@ -135,7 +140,7 @@ def check_messages(prompt: str | Sequence[Message]) -> list[Message]:
         InvalidRequest: empty, too long, or not in the shape of chat messages.
     """
     if isinstance(prompt, str):
-        if not prompt.strip():
+        if not prompt or prompt.isspace():
             raise InvalidRequest("the prompt is empty; say what you want", param="prompt")
         _check_length(len(prompt))
         return [{"role": "user", "content": prompt}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Final
 
 from gateway.primitives.normalization import MAD_TO_SIGMA, Window
@@ -13,6 +14,9 @@ _RECENT: Final = 20
 _REFRESH: Final = 10
 """The limit moves slowly, so it is worked out anew only at every tenth value (it costs 5 us)."""
 
+_LONGEST_S: Final = 1e12
+"""A time beyond this is none, and its square would be too large to reckon with."""
+
 _LEAST_SPREAD: Final = 0.1
 """Share of the median: times that hardly differ do not make a tenth more look slow."""
 
@@ -20,13 +24,29 @@ _LEAST_SPREAD: Final = 0.1
 class _Latencies:
     """One mode's first-token times."""
 
-    __slots__ = ("heard", "limit_s", "recent", "times")
+    __slots__ = ("_fresh", "_times", "heard", "limit_s", "recent")
 
     def __init__(self, window: int) -> None:
-        self.times = Window(window)
-        self.recent = Window(_RECENT)  # 1.0 for a slow one, 0.0 for another
+        self.recent: deque[bool] = deque(maxlen=_RECENT)  # whether it was slow
         self.limit_s = math.inf
         self.heard = 0
+        self._times = Window(window)
+        self._fresh: list[float] = []
+
+    def hear(self, value: float) -> None:
+        """Take in a time, judged by the limit before it."""
+        self.recent.append(value > self.limit_s)
+        self._fresh.append(value)
+        self.heard += 1
+        if len(self._fresh) > _REFRESH:
+            self.times()
+
+    def times(self) -> Window:
+        """All that were heard. They go into the window some at a time: it is not asked often."""
+        for value in self._fresh:
+            self._times.push(value)
+        self._fresh.clear()
+        return self._times
 
 
 class LatencyDetector:
@@ -54,16 +74,14 @@ class LatencyDetector:
         Raises:
             ValueError: a time that is negative or not finite; nothing has changed.
         """
-        if not 0.0 <= value < math.inf:
-            raise ValueError(f"a latency is a number of seconds >= 0, got {value!r}")
+        if not 0.0 <= value < _LONGEST_S:
+            raise ValueError(f"a latency is a finite number of seconds >= 0, got {value!r}")
         known = self._modes.get(mode)
         if known is None:
             known = self._modes[mode] = _Latencies(self._window)
-        known.times.push(value)
-        known.recent.push(1.0 if value > known.limit_s else 0.0)
-        known.heard += 1
+        known.hear(value)
         if known.heard >= self._min_count and (known.heard - self._min_count) % _REFRESH == 0:
-            known.limit_s = self._limit(known.times)
+            known.limit_s = self._limit(known.times())
 
     def _limit(self, window: Window) -> float:
         median = window.median()
@@ -81,7 +99,7 @@ class LatencyDetector:
     def normal(self, mode: str) -> dict[str, float]:
         """`count`, `median_s` and `p95_s` of the times remembered."""
         known = self._modes.get(mode)
-        window = known.times if known else Window(1)
+        window = known.times() if known else Window(1)
         return {
             "count": window.count,
             "median_s": window.median(),
@@ -91,4 +109,4 @@ class LatencyDetector:
     def health(self, mode: str) -> float:
         """The share of the last 20 answers that were not slow; 1.0 while nothing is known."""
         known = self._modes.get(mode)
-        return max(0.0, 1.0 - known.recent.mean) if known else 1.0
+        return 1.0 - sum(known.recent) / len(known.recent) if known else 1.0

@@ -47,8 +47,9 @@ class Answer(ABC):
         self._done = done
 
     def _ended(self, generation: Generation | None, error: BaseException | None) -> None:
-        done, self._done = self._done, None
+        done = self._done
         if done is not None:
+            self._done = None
             done(generation, error)
 
 

@@ -11,6 +11,8 @@ from gateway.generation import GenerationRequest
 from gateway.middleware.base import Answer, Handler
 from gateway.policies.downshift import Ladder
 
+_NONE = float("inf")
+
 
 class Deadline:
     """Gives a request without a deadline that of its mode; refuses one whose time is up.
@@ -30,9 +32,10 @@ class Deadline:
         Raises:
             DeadlineExceeded: the deadline had passed before anything was done.
         """
-        if request.deadline == float("inf"):
+        deadline = request.deadline
+        if deadline == _NONE:
             mode = self._ladder.rungs[self._ladder.index(request.mode)].mode
-            request.deadline = request.started + mode.deadline_s
-        if request.deadline <= self._clock():
+            deadline = request.deadline = request.started + mode.deadline_s
+        if deadline <= self._clock():
             raise DeadlineExceeded("the deadline had passed before the request was sent")
         return await call_next(request)

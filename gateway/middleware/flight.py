@@ -90,9 +90,8 @@ class Flight:
         """Take a caller on. Its deadline is its own; the flight's is the latest of all."""
         self.passengers += 1
         self.boarded += 1
-        passenger = Passenger(self, request)
         self.request.deadline = max(self.request.deadline, request.deadline)
-        return passenger
+        return Passenger(self, request)
 
     async def abort(self) -> None:
         """Stop it, whoever is aboard, and wait until everything it held is free."""
@@ -110,7 +109,7 @@ class Flight:
             self._task.cancel()
 
     def sleeper(self) -> asyncio.Future[None]:
-        """A future that is done when something changed; `forget` it afterwards."""
+        """A future that is done when something changed; `forget` it if nobody waits so long."""
         sleeper: asyncio.Future[None] = self.loop.create_future()
         self._sleepers[sleeper] = None
         return sleeper
@@ -120,10 +119,12 @@ class Flight:
         self._sleepers.pop(sleeper, None)
 
     def _wake(self) -> None:
-        sleepers, self._sleepers = self._sleepers, {}
-        for sleeper in sleepers:
-            if not sleeper.done():
-                sleeper.set_result(None)
+        sleepers = self._sleepers
+        if sleepers:
+            for sleeper in sleepers:
+                if not sleeper.done():
+                    sleeper.set_result(None)
+            sleepers.clear()
 
     async def _fly(self) -> None:
         answer: Answer | None = None
@@ -153,6 +154,9 @@ class Flight:
         self._wake()
 
 
+_UNKNOWN = Served(requested_mode="", mode="")
+
+
 class Passenger(Answer):
     """One caller's view of a flight."""
 
@@ -168,7 +172,8 @@ class Passenger(Answer):
     )
 
     def __init__(self, flight: Flight, request: GenerationRequest) -> None:
-        super().__init__(Served(requested_mode=request.mode, mode=""))
+        self.served = _UNKNOWN  # until it has opened
+        self._done = None
         self._flight = flight
         self._request = request
         self._deadline = request.deadline + _LAST_WORD_S
@@ -184,11 +189,11 @@ class Passenger(Answer):
         Raises:
             GatewayError: no mode answered; or the deadline passed first.
         """
-        flight = self._flight
+        flight, buffered = self._flight, self._request.buffered
         try:
-            while not flight.ended and (flight.served is None or self._request.buffered):
+            while not flight.ended and (buffered or flight.served is None):
                 await self._news()
-            if flight.served is None or (flight.ended and self._request.buffered):
+            if flight.error is not None and (buffered or flight.served is None):
                 self._raise_if_failed()
         except BaseException:
             self._leave()
@@ -222,7 +227,8 @@ class Passenger(Answer):
         try:
             while not flight.ended:
                 await self._news()
-            self._raise_if_failed()
+            if flight.error is not None:
+                self._raise_if_failed()
         except BaseException as error:
             self._fail(error)
             raise
@@ -259,8 +265,9 @@ class Passenger(Answer):
         self._sleeper = sleeper = flight.sleeper()
         try:
             await sleeper
-        finally:
+        except BaseException:
             flight.forget(sleeper)
+            raise
 
     def _ring(self) -> None:
         self._late = True

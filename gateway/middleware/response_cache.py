@@ -7,9 +7,9 @@ Fresh native -> fresh stand-in while downshifted -> live -> stale on an upstream
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Awaitable
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -34,7 +34,7 @@ from gateway.policies.ttl import CacheOptions
 from gateway.stores.base import Entry, Store
 
 # Sorted keys, so that two callers who set the same fields in another order share an answer.
-_CANONICAL = msgspec.msgpack.Encoder(order="sorted")
+_canonical = msgspec.msgpack.Encoder(order="sorted").encode
 _CALLERS = frozenset({ErrorKind.CONTEXT, ErrorKind.CONTENT, ErrorKind.REQUEST})
 _WHOLE = frozenset({"stop", "tool_calls", "function_call"})
 _How = tuple[bytes, tuple[str, bool, bool, str]]
@@ -83,25 +83,20 @@ class ResponseCache:
 
     def _question(self, request: GenerationRequest) -> bytes:
         try:
-            asked = _CANONICAL.encode(
-                (request.messages, request.params, request.tenant, request.raw)
-            )
+            asked = _canonical((request.messages, request.params, request.tenant, request.raw))
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidRequest(f"the request cannot be said in JSON: {error}") from error
-        return hashlib.sha256(asked).digest()
-
-    def _key(self, question: bytes, rung: Rung) -> bytes:
-        return question + rung.identity
+        return sha256(asked).digest()
 
     # -- looking --------------------------------------------------------------------------------
 
     async def _find_fresh(self, request: GenerationRequest, question: bytes) -> Answer | None:
-        start, max_age_s = self._ladder.index(request.mode), request.cache.max_age_s
+        start = self._ladder.index(request.mode)
         for rung in self._ladder.below(start, allow_degrade=request.allow_degrade):
-            native = rung.index == start
-            entry = await self._store.get(self._key(question, rung))
+            entry = await self._store.get(question + rung.identity)
             if entry is not None:
                 age_s = self._clock() - entry.stored_at
+                native, max_age_s = rung.index == start, request.cache.max_age_s
                 if self._options.fresh(age_s, native=native, max_age_s=max_age_s):
                     return self._hit(request, rung, entry, age_s)
             if not rung.downshifted:
@@ -123,7 +118,7 @@ class ResponseCache:
     ) -> Answer | None:
         start = self._ladder.index(request.mode)
         for rung in self._ladder.below(start, allow_degrade=request.allow_degrade):
-            entry = await self._store.get(self._key(question, rung))
+            entry = await self._store.get(question + rung.identity)
             if entry is not None:
                 age_s = self._clock() - entry.stored_at
                 if self._options.usable_stale(age_s):
@@ -183,14 +178,16 @@ class ResponseCache:
         self, request: GenerationRequest, question: bytes, generation: Generation
     ) -> Awaitable[None] | None:
         """Keep a whole answer under who served it. Never a truncated, filtered or empty one."""
-        whole = all(map(_is_whole, generation.choices))
-        if not (self._options.enabled and request.cache.store and whole and generation.choices):
+        options, choices = self._options, generation.choices
+        if not (options.enabled and request.cache.store and choices):
+            return None
+        if not all(map(_is_whole, choices)):
             return None
         served = generation.served
-        served.ttl_s = self._options.ttl(downshifted=served.degraded)
+        served.ttl_s = options.ttl(downshifted=served.degraded)
         rung = self._ladder.rungs[self._ladder.index(served.mode)]
         entry = Entry(generation, self._clock(), rung.name, rung.identity.hex())
-        return self._store.put(self._key(question, rung), entry, self._options.lifetime_s)
+        return self._store.put(question + rung.identity, entry, options.lifetime_s)
 
     async def aclose(self) -> None:
         """Stop every flight and free what it holds."""
@@ -204,7 +201,10 @@ def _is_whole(choice: dict[str, Any]) -> bool:
     """
     if choice.get("finish_reason") not in _WHOLE:
         return False
-    for call in choice["message"].get("tool_calls") or ():
+    calls = choice["message"].get("tool_calls")
+    if not calls:
+        return True
+    for call in calls:
         arguments = call.get("function", {}).get("arguments")
         try:
             if arguments:  # "" is how a function without parameters is called
