@@ -7,6 +7,7 @@ from typing import Any
 
 from gateway.errors import GatewayError
 from gateway.openai_api.chat import Chat
+from gateway.openai_api.completions import Completions
 from gateway.openai_api.errors import error_reply
 from gateway.openai_api.models import Models
 from gateway.openai_api.router import Router
@@ -34,7 +35,11 @@ class OpenAIAPI:
     ) -> None:
         models = Models(gateway, default_mode, strict=strict_models)
         serving = Serving(gateway, models, headers_s)
-        self.routes: Routes = {**models.routes(), **Chat(serving).routes()}
+        self.routes: Routes = {
+            **models.routes(),
+            **Chat(serving).routes(),
+            **Completions(serving).routes(),
+        }
         self._router = Router(self.routes)
 
     async def handle(

@@ -10,7 +10,7 @@ from api_stage import MESSAGES, Upstream, config, stage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-ROUTES = ["/chat/completions"]
+ROUTES = ["/chat/completions", "/completions"]
 BAD_FIELDS: list[tuple[str, Any, str]] = [
     ("temperature", "hot", "temperature"),
     ("temperature", -1, "temperature"),
@@ -167,7 +167,6 @@ NAMES = st.sampled_from(
         *("tool_choice", "max_tokens", "prompt", "input", "text", "reasoning", "instructions"),
         *("response_format", "logprobs", "include", "dimensions", "suffix", "role", "content"),
     ]
-)
 )
 
 

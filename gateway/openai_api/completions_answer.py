@@ -1,0 +1,144 @@
+"""Our answers -> OpenAI's legacy `text_completion` JSON, whole and as events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from gateway.generation import Chunk, Generation, Served, Usage
+from gateway.openai_api.answers import created, facts, finish_reason, usage_of
+from gateway.openai_api.errors import envelope
+from gateway.openai_api.serving import Opened
+from gateway.sse import DONE
+
+_encode = msgspec.json.Encoder().encode
+
+
+def text_completion(answers: Sequence[Generation]) -> bytes:
+    """The answers to the prompts of one request; their choices are numbered through.
+
+    Who answered is said of the first; where others differ, of each under `gateway.prompts`.
+    """
+    first = answers[0]
+    told = facts(first.served)
+    if len(answers) > 1:
+        told["prompts"] = [facts(answer.served) for answer in answers]
+    choices = [choice for answer in answers for choice in answer.choices]
+    return _encode(
+        {
+            **first.extra,
+            "id": first.id,
+            "object": "text_completion",
+            "created": created(first.created),
+            "model": first.served.model,
+            "choices": [_whole(choice, index) for index, choice in enumerate(choices)],
+            "usage": usage_of(first.usage if len(answers) == 1 else _sum(answers)),
+            "gateway": told,
+        }
+    )
+
+
+def _whole(choice: dict[str, Any], index: int) -> dict[str, Any]:
+    return {
+        "text": choice["message"].get("content") or "",
+        "index": index,
+        "logprobs": choice["logprobs"],
+        "finish_reason": finish_reason(choice["finish_reason"]),
+    }
+
+
+def _sum(answers: Sequence[Generation]) -> Usage:
+    return Usage(
+        sum(answer.usage.prompt_tokens for answer in answers),
+        sum(answer.usage.completion_tokens for answer in answers),
+        sum(answer.usage.total_tokens for answer in answers),
+    )
+
+
+class CompletionWriter:
+    """A streamed legacy completion; as `ChatWriter`, but a choice adds text and has no role.
+
+    Args:
+        include_usage: whether to end with a usage event; all others then have `usage: null`.
+    """
+
+    def __init__(self, *, include_usage: bool) -> None:
+        self._include_usage = include_usage
+        self._usage: dict[str, Any] | None = None
+        self._extra: dict[str, Any] = {}
+        self._open: dict[int, bool] = {0: True}  # False once it finished
+        self._told = False
+        self._created = created()
+
+    def begin(self, answer: Opened) -> bytes:
+        """The answer is there. Nothing is said before its first chunk."""
+        self._answer = answer
+        self._served: Served | None = None
+        return b""
+
+    def write(self, chunks: list[Chunk]) -> bytes:
+        """The events of one batch."""
+        if self._answer.served is not self._served:
+            self._serve(self._answer.served)
+        events: list[bytes] = []
+        for chunk in chunks:
+            if chunk.usage is not None:
+                self._usage = chunk.usage
+            if chunk.extra:
+                self._extra.update(chunk.extra)
+            for choice in chunk.choices:
+                reason = choice.finish_reason
+                self._open[choice.index] = reason is None
+                text = choice.delta.content
+                if text or choice.logprobs:
+                    events.append(self._event(choice.index, text or "", choice.logprobs))
+                if reason is not None:
+                    events.append(self._finish(choice.index, reason))
+        return b"".join(events)
+
+    def end(self) -> bytes:
+        """What ends a complete answer: never sent after a broken one."""
+        if self._served is None:
+            self._serve(self._answer.served)
+        unfinished = [index for index, still_open in self._open.items() if still_open]
+        events = [self._finish(index, None) for index in unfinished]
+        if self._include_usage:
+            events.append(self._telling([], usage=usage_of(Usage.of(self._usage))))
+        return b"".join((*events, DONE))
+
+    def fail(self, error: BaseException) -> bytes:
+        """The event that ends a broken answer; no `[DONE]` follows."""
+        return b"data: " + envelope(error) + b"\n\n"
+
+    def _event(self, index: int, text: str, logprobs: dict[str, Any] | None) -> bytes:
+        choice = {"text": text, "index": index, "logprobs": logprobs, "finish_reason": None}
+        if not self._told:
+            return self._telling([choice])
+        return b"".join((self._head, _encode([choice]), self._tail))
+
+    def _finish(self, index: int, reason: str | None) -> bytes:
+        said = finish_reason(reason)
+        return self._telling(
+            [{"text": "", "index": index, "logprobs": None, "finish_reason": said}]
+        )
+
+    def _serve(self, served: Served) -> None:
+        self._served = served
+        self._stamp = {
+            "id": self._answer.id,
+            "object": "text_completion",
+            "created": self._created,
+            "model": served.model,
+        }
+        self._head = b"data: " + _encode(self._stamp)[:-1] + b',"choices":'
+        self._tail = b',"usage":null}\n\n' if self._include_usage else b"}\n\n"
+
+    def _telling(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
+        self._told = True
+        if self._include_usage:
+            more.setdefault("usage", None)
+        gateway = facts(self._answer.served)
+        event = {**self._extra, **self._stamp, "choices": choices, **more, "gateway": gateway}
+        return b"data: " + _encode(event) + b"\n\n"
