@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import msgspec
+
 from gateway.generation import Choice, Chunk, Delta, Generation
 from gateway.tool_calls import ToolCalls, merge_pieces
 
@@ -35,33 +37,19 @@ def normal_finish_reason(reason: str | None) -> str | None:
     return _FINISH_REASONS.get(reason, reason) if reason else None
 
 
-class _Message:
-    """One choice under construction."""
+class _Message(msgspec.Struct):
+    """One choice under construction. A struct, whose fields C fills in: one is made per answer."""
 
-    __slots__ = (
-        "annotations",
-        "audio",
-        "content",
-        "finish_reason",
-        "function_call",
-        "logprobs",
-        "reasoning",
-        "refusal",
-        "role",
-        "tools",
-    )
-
-    def __init__(self) -> None:
-        self.role = "assistant"
-        self.content: list[str] = []
-        self.reasoning: list[str] = []
-        self.refusal: list[str] = []
-        self.tools = ToolCalls()
-        self.function_call: dict[str, Any] | None = None
-        self.annotations: list[Any] = []
-        self.audio: dict[str, Any] | None = None
-        self.logprobs: dict[str, Any] | None = None
-        self.finish_reason: str | None = None
+    role: str = "assistant"
+    content: list[str] = []
+    reasoning: list[str] = []
+    refusal: str | None = None
+    tools: ToolCalls | None = None
+    function_call: dict[str, Any] | None = None
+    annotations: list[Any] | None = None
+    audio: dict[str, Any] | None = None
+    logprobs: dict[str, Any] | None = None
+    finish_reason: str | None = None
 
     def add(self, choice: Choice) -> None:
         delta = choice.delta
@@ -72,15 +60,17 @@ class _Message:
         if delta.reasoning_content:
             self.reasoning.append(delta.reasoning_content)
         if delta.refusal:
-            self.refusal.append(delta.refusal)
+            self.refusal = (self.refusal or "") + delta.refusal
         if delta.tool_calls:
+            if self.tools is None:
+                self.tools = ToolCalls()
             for piece in delta.tool_calls:
                 self.tools.add(piece)
         if delta.function_call:
             self.function_call = self.function_call or {}
             merge_pieces(self.function_call, delta.function_call)
         if delta.annotations:
-            self.annotations.extend(delta.annotations)
+            self.annotations = [*(self.annotations or ()), *delta.annotations]
         if delta.audio:
             self.audio = self.audio or {}
             merge_pieces(self.audio, delta.audio, once=("id",))
@@ -91,15 +81,17 @@ class _Message:
             self.finish_reason = normal_finish_reason(choice.finish_reason)
 
     def choice(self, index: int, answer_id: str) -> dict[str, Any]:
-        tool_calls = self.tools.finished(f"{answer_id}-{index}" if index else answer_id)
+        tool_calls: list[dict[str, Any]] = []
+        if self.tools is not None:
+            tool_calls = self.tools.finished(f"{answer_id}-{index}" if index else answer_id)
         content: str | None = "".join(self.content)
         if not content and (tool_calls or self.function_call or self.refusal or self.audio):
             content = None
         message: dict[str, Any] = {
             "role": self.role,
             "content": content,
-            "refusal": "".join(self.refusal) or None,
-            "annotations": list(self.annotations),
+            "refusal": self.refusal,
+            "annotations": list(self.annotations or ()),
         }
         if self.reasoning:
             message["reasoning_content"] = "".join(self.reasoning)
@@ -214,7 +206,10 @@ class Assembly:
         `content` is null where the message is something else (a tool call, a refusal);
         `refusal` and `logprobs` are null, `annotations` is `[]` where there are none.
         """
-        return [self._messages[index].choice(index, self.id) for index in sorted(self._messages)]
+        messages = self._messages
+        if len(messages) == 1:
+            return [messages[0].choice(0, self.id)]  # choice 0 is always there
+        return [messages[index].choice(index, self.id) for index in sorted(messages)]
 
 
 def chunks_of(generation: Generation) -> list[Chunk]:

@@ -1,9 +1,9 @@
 """From an upstream's JSON to chunks: a fast way for the usual event, a careful one for the rest.
 
 The fast way decodes straight into `Chunk` and looks at nothing twice; it serves events that only
-add to a choice. The careful way decodes untyped, so it sees errors, unknown top-level fields and
-nulls where the specification has none; the first event, every event that ends a choice, and every
-event without choices take it, because that is where those things are.
+add to a choice, and whole answers of text. The careful way decodes untyped, so it sees errors,
+unknown top-level fields and nulls where the specification has none; the first event, every event
+that ends a choice, and every event without choices take it, because that is where those things are.
 """
 
 from __future__ import annotations
@@ -22,6 +22,35 @@ from gateway.providers.dialects import broken_finish, parse_event_error
 fast_chunk = msgspec.json.Decoder(Chunk).decode
 """Decode an event that is like the specification says; `msgspec.ValidationError` if it is not."""
 
+
+class _WholeChoice(msgspec.Struct):
+    message: Delta
+    index: int = 0
+    finish_reason: str | None = None
+    logprobs: dict[str, Any] | None = None
+
+
+class _Whole(msgspec.Struct, forbid_unknown_fields=True):
+    """A whole answer as OpenAI, vLLM and llama.cpp send it; what else it may bear is for `extra`,
+    and that is the careful way's."""
+
+    choices: list[_WholeChoice]
+    id: str = ""
+    object: str = ""
+    model: str = ""
+    created: int = 0
+    usage: dict[str, Any] | None = None
+    system_fingerprint: str | None = None
+    service_tier: str | None = None
+    timings: dict[str, Any] | None = None
+    prompt_logprobs: None = None  # vLLM's, if nobody asked for them
+    prompt_token_ids: None = None
+    kv_transfer_params: None = None
+
+
+_whole = msgspec.json.Decoder(_Whole).decode
+_PLAIN_ENDS = frozenset({"stop", "length", "content_filter"})
+
 _untyped = msgspec.json.Decoder().decode
 
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -29,6 +58,29 @@ NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _NAMED = frozenset({"choices", "id", "model", "created", "usage", "object"})
 _PLAIN = frozenset({"role", "content"})
+
+
+def fast_whole(payload: bytes) -> Chunk | None:
+    """The chunk of a whole answer that is one choice of text; None if it needs a careful look."""
+    try:
+        whole = _whole(payload)
+    except NOT_JSON:
+        return None
+    if len(whole.choices) != 1:
+        return None
+    choice = whole.choices[0]
+    delta = choice.message
+    if choice.finish_reason not in _PLAIN_ENDS or delta.tool_calls or delta.reasoning is not None:
+        return None
+    extra: dict[str, Any] = {}
+    if whole.system_fingerprint is not None:
+        extra["system_fingerprint"] = whole.system_fingerprint
+    if whole.service_tier is not None:
+        extra["service_tier"] = whole.service_tier
+    if whole.timings is not None:
+        extra["timings"] = whole.timings
+    added = Choice(delta, choice.index, choice.finish_reason, choice.logprobs)
+    return Chunk([added], whole.id, whole.model, whole.created, whole.usage, extra or None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -90,7 +90,7 @@ class OpenAICompatible:
     def __repr__(self) -> str:
         return f"OpenAICompatible({self.name!r}, {str(self._origin)!r})"
 
-    async def open(self, call: Call) -> Reply:
+    def open(self, call: Call) -> Coroutine[Any, Any, Reply]:
         """Send the call; see `Provider.open`.
 
         A refusal that says how to ask better is obeyed once and remembered, see `Speaker`. So is
@@ -99,8 +99,11 @@ class OpenAICompatible:
         Raises:
             InvalidRequest: the call holds something that is not JSON.
         """
-        if not (call.raw and self._completions):
-            return await self._speaker.ask(self._attempt, call)
+        if call.raw and self._completions:
+            return self._open_raw(call)
+        return self._speaker.ask(self._attempt, call)
+
+    async def _open_raw(self, call: Call) -> Reply:
         try:
             return await self._speaker.ask(self._raw_attempt, call)
         except UpstreamRejected as error:
@@ -145,13 +148,9 @@ class OpenAICompatible:
             raise
 
     def _reply(self, response: Response, n: object) -> Reply:
-        media_type = encoding = b""
-        for name, value in response.headers:
-            if name == b"content-type":
-                media_type = value.lower()
-            elif name == b"content-encoding":
-                encoding = value
-        if encoding not in (b"", b"identity"):
+        headers = dict(response.headers)  # one pass in C; of two alike the last counts
+        media_type = headers.get(b"content-type", b"").lower()
+        if headers.get(b"content-encoding", b"identity") not in (b"", b"identity"):
             raise self._decoder.malformed("an encoding nobody asked for")
         # What it says it is goes before what was asked for: some servers ignore `stream`.
         if media_type.startswith(b"text/event-stream"):

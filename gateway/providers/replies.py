@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from gateway.errors import ErrorKind, StreamInterrupted, UpstreamError
 from gateway.generation import Chunk
-from gateway.providers.decoding import NOT_JSON, CarefulDecoder, fast_chunk, fold_reasoning
+from gateway.providers.decoding import (
+    NOT_JSON,
+    CarefulDecoder,
+    fast_chunk,
+    fast_whole,
+    fold_reasoning,
+)
 from gateway.sse import END, EventTooLarge, SSESplitter
 from gateway.transport.base import Response
 
@@ -27,7 +33,8 @@ class WholeReply:
             return []
         decoder = self._decoder
         try:
-            chunk = decoder.chunk(await self._response.read_all())
+            body = await self._response.read_all()
+            chunk = fast_whole(body) or decoder.chunk(body)
             if chunk is None:
                 raise decoder.malformed("JSON that is no completion")
         except UpstreamError as error:

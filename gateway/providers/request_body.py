@@ -45,7 +45,8 @@ class Accent:
         """
         row = self.row
         body = dict(call.params)
-        _cap_answer(body, row, self.lessons)
+        if not _LENGTHS.isdisjoint(body):
+            _cap_answer(body, row, self.lessons)
         if call.thinking is not None or call.prefix or not _KNOBS.isdisjoint(body):
             _set_thinking(body, call, row, self.model, self.lessons)
         if call.raw:
@@ -75,13 +76,15 @@ class Accent:
     def _in_its_words(self, body: dict[str, Any], *, stream: bool) -> dict[str, Any]:
         """Rename, bring into range and leave out, as this backend needs it."""
         row = self.row
-        for ours, theirs in row.renamed.items():
-            if ours in body:
-                body.setdefault(theirs, body.pop(ours))
-        for name, limits in row.ranges.items():
-            value = body.get(name)
-            if value is not None:
-                body[name] = limits.clamp(value)
+        if row.renamed:
+            for ours, theirs in row.renamed.items():
+                if ours in body:
+                    body.setdefault(theirs, body.pop(ours))
+        if row.ranges:
+            for name, limits in row.ranges.items():
+                value = body.get(name)
+                if value is not None:
+                    body[name] = limits.clamp(value)
         body["stream"] = stream
         if not stream:
             body.pop("stream_options", None)
@@ -92,7 +95,7 @@ class Accent:
             body["model"] = self.model
         if row.accepted is not None:
             body = {name: value for name, value in body.items() if name in row.accepted}
-        if not self._unwanted.isdisjoint(body):
+        if self._unwanted and not self._unwanted.isdisjoint(body):
             body = {name: value for name, value in body.items() if name not in self._unwanted}
         return body
 
@@ -155,6 +158,7 @@ def _cap_answer(body: dict[str, Any], row: Capabilities, lessons: Lessons) -> No
         body["max_tokens"] = lessons.max_tokens
 
 
+_LENGTHS = frozenset({"max_tokens", "max_completion_tokens"})
 _KNOBS = frozenset({"enable_thinking", "thinking_budget", "reasoning_effort"})
 # What a chat template or a chat parser would have to understand.
 _CHAT_ONLY = _KNOBS | {
@@ -256,6 +260,8 @@ def _messages(call: Call, row: Capabilities, *, merge_system: bool) -> list[Mess
     messages = call.messages
     for index, message in enumerate(messages):
         role = message.get("role")
+        if role == "user":
+            continue
         if (
             (role == "assistant" and ("reasoning" in message or "reasoning_content" in message))
             or (role == "system" and index and merge_system)

@@ -168,9 +168,9 @@ class Response:
             UpstreamUnavailable: kind MALFORMED: larger than `limit` bytes.
             UpstreamError: see `read_some`.
         """
+        if self._source is None and self._error is None and self._buffered <= limit:
+            return self._take() if self._parts else b""  # the usual case: it is all here
         data = await self.read_some()
-        if self._source is None and self._error is None and len(data) <= limit:
-            return data  # the usual case: it was all here
         parts, size = [data], len(data)
         while size <= limit and (data := await self.read_some()):
             parts.append(data)
@@ -199,9 +199,10 @@ class Response:
             source.abort()
 
     def _leave(self) -> Source | None:
-        source, self._source = self._source, None
+        source = self._source
         self._parts.clear()
         if source is not None:
+            self._source = None
             self._error = StreamInterrupted("the response was closed before its end")
             self.wake()
         return source

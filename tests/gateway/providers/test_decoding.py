@@ -9,9 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.assembly import Assembly
 from gateway.errors import ErrorKind, StreamInterrupted, UpstreamError
 from gateway.generation import Chunk, Delta
-from gateway.providers.decoding import CarefulDecoder, chunk_of, fast_chunk, fold_reasoning
+from gateway.providers.decoding import (
+    CarefulDecoder,
+    chunk_of,
+    fast_chunk,
+    fast_whole,
+    fold_reasoning,
+)
 
 DECODER = CarefulDecoder("vllm", "t/m", "secret-key")
 
@@ -39,6 +46,75 @@ deltas = st.fixed_dictionaries(
         "annotations": st.just([{"type": "url_citation"}]),
     },
 )
+
+
+fields = st.fixed_dictionaries(
+    {"id": st.just("c"), "created": st.sampled_from([5, 5.0, None]), "model": st.just("m")},
+    optional={
+        "object": st.just("chat.completion"),
+        "usage": st.sampled_from([None, {"total_tokens": 3}, "much"]),
+        "system_fingerprint": st.sampled_from([None, "fp"]),
+        "service_tier": st.sampled_from([None, "default"]),
+        "timings": st.just({"ms": 1.5}),
+        "prompt_logprobs": st.sampled_from([None, [None]]),
+        "unheard_of": st.sampled_from([None, 1]),
+    },
+)
+ends = st.sampled_from([None, "stop", "length", "eos", "tool_calls", "content_filter"])
+
+
+@settings(max_examples=120, deadline=None)
+@given(fields, st.lists(st.tuples(deltas, ends), min_size=0, max_size=2), st.booleans())
+def test_both_ways_agree_on_whole_answers(
+    fields: dict[str, Any], messages: list[tuple[dict[str, Any], str | None]], logprobs: bool
+) -> None:
+    more = {"logprobs": {"content": [{"token": "a"}]} if logprobs else None, "stop_reason": None}
+    choices = [
+        {"index": index, "message": message, "finish_reason": end, **more}
+        for index, (message, end) in enumerate(messages)
+    ]
+    data = {**fields, "choices": choices}
+    fast, slow = fast_whole(msgspec.json.encode(data)), careful(data)
+    assert slow is not None
+    if fast is not None:
+        assert told(fast) == told(slow)
+
+
+def told(chunk: Chunk) -> tuple[Any, ...]:
+    assembly = Assembly()
+    assembly.add(chunk)
+    return (assembly.choices(), assembly.id, assembly.model, assembly.created, assembly.usage,
+            assembly.extra, assembly.has_content, chunk.carries(), chunk.finish_reason)  # fmt: skip
+
+
+def test_the_usual_whole_answer_goes_the_fast_way() -> None:
+    message = {"role": "assistant", "content": "cedar", "refusal": None, "annotations": []}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
+    named = {"id": "c", "object": "chat.completion", "created": 5, "model": "m"}
+    data = {**named, "choices": [choice], "usage": {"total_tokens": 3}, "service_tier": "default"}
+    fast = fast_whole(msgspec.json.encode({**data, "system_fingerprint": "fp"}))
+    assert fast is not None
+    assert (fast.text, fast.finish_reason, fast.model) == ("cedar", "stop", "m")
+    assert fast.extra == {"service_tier": "default", "system_fingerprint": "fp"}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"error": {"message": "no"}},
+        {"error": {"message": "no"}, "choices": []},
+        {"object": "error", "message": "no", "code": 500},
+        {"choices": [{"message": {"content": "no"}, "finish_reason": "error_finish"}]},
+        {"choices": [{"message": {"content": "no"}, "finish_reason": "abort"}]},
+        {"choices": [{"message": {"content": "hm"}, "finish_reason": "stop"}], "error": {"a": 1}},
+        {"choices": [{"text": "raw", "index": 0, "finish_reason": "stop"}]},
+        {"choices": None},
+        [],
+        "hi",
+    ],
+)
+def test_what_is_no_plain_text_is_left_to_the_careful_way(data: object) -> None:
+    assert fast_whole(msgspec.json.encode(data)) is None
 
 
 @settings(max_examples=60, deadline=None)
