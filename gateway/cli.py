@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,15 +64,18 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address; else as configured.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 picks a free one.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes.")] = None,
+    http: Annotated[
+        str | None, typer.Option("--runner", help="What speaks HTTP: uvicorn or granian.")
+    ] = None,
 ) -> None:
     """Answer OpenAI's HTTP API, with a dashboard at /."""
     from gateway.server import runner  # noqa: PLC0415
 
     with _plain_errors(as_json=False):
         settings = Config.from_toml(config)
-        given: dict[str, Any] = {"host": host, "port": port, "workers": workers}
-        changed = {name: value for name, value in given.items() if value is not None}
-        runner.serve(replace(settings, server=replace(settings.server, **changed)))
+        said = {"host": host, "port": port, "workers": workers, "runner": http}
+        given = {name: value for name, value in said.items() if value is not None}
+        runner.serve(settings, given)
 
 
 @main.command()

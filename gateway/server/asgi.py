@@ -1,23 +1,31 @@
-"""ASGI: a request comes in as a `Call`, its reply goes out. One callable for every route."""
+"""ASGI: a request comes in as a `Call`, its reply goes out. One callable for every route.
+
+How long a client may take is not watched here but where its connection is: see `connection.py`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Final
 
-from gateway.openai_api.errors import BodyTooLarge, RequestTimedOut
+from gateway.openai_api.errors import BodyTooLarge, envelope
 from gateway.openai_api.words import Call, Reply
 from gateway.server.options import ServerOptions
+from gateway.server.pings import Pings
+from gateway.server.refusals import ShuttingDown
 from gateway.server.service import Service
 
+Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
 # Most answers are there sooner; for them nobody need watch whether the client is still there.
-_WATCH_AFTER_S = 0.2
-_PING = b": ping\n\n"
+WATCH_AFTER_S: Final = 0.2
+# A body that is refused is still taken in for a while: a client that is busy sending would never
+# read why, and a connection closed with bytes unread is reset, answer and all (RFC 9112, 9.6).
+_LINGER_BYTES: Final = 64 * 1024 * 1024
 
 
 class ASGI:
@@ -26,113 +34,105 @@ class ASGI:
     Args:
         service: answers.
         options: bounds on what is taken in.
-        start, stop: awaited around the application's life.
     """
 
-    def __init__(
-        self,
-        service: Service,
-        options: ServerOptions,
-        *,
-        start: Callable[[], Awaitable[None]],
-        stop: Callable[[], Awaitable[None]],
-    ) -> None:
+    def __init__(self, service: Service, options: ServerOptions) -> None:
         self._service = service
         self._options = options
-        self._start = start
-        self._stop = stop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""
         if scope["type"] == "http":
-            await self._http(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
-        else:  # a websocket: refused before it is accepted
-            await send({"type": "websocket.close", "code": 1000})
+            await self._http(_call(scope), receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})  # before it was accepted: 403
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = _call(scope)
+    async def _http(self, call: Call, receive: Receive, send: Send) -> None:
         try:
             call.body = await self._read(call, receive)
         except _GoneError:
             return
-        except (BodyTooLarge, RequestTimedOut) as error:
-            reply = self._service.error(call, error)
-            await _send(reply, send, close=True)
+        except BodyTooLarge as error:
+            await _send(self._service.error(call, error), send, receive)
             return
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         watch = _Watch(receive, task)
-        timer = loop.call_later(_WATCH_AFTER_S, watch.start)
+        timer = loop.call_later(WATCH_AFTER_S, watch.start)
         try:
             reply = await self._service.handle(call)
-            if isinstance(reply[2], bytes):
-                await _send(reply, send)
+            body = reply[2]
+            if isinstance(body, bytes):
+                await send(_head(reply, (b"content-length", b"%d" % len(body))))
+                await send({"type": "http.response.body", "body": body})
             else:
-                await self._stream(reply, reply[2], send)
+                await self._stream(reply, body, call, send, watch)
         except asyncio.CancelledError:
-            if not watch.gone:
+            if watch.gone:
+                return
+            if not self._service.stopping:
                 raise
+            await _send(self._service.refusal(call, ShuttingDown("the service stops")), send)
         finally:
             timer.cancel()
             watch.stop()
 
-    async def _stream(self, reply: Reply, body: AsyncIterator[bytes], send: Send) -> None:
-        pinger = _Pinger(send, self._options.ping_s)
+    async def _stream(
+        self, reply: Reply, body: AsyncIterator[bytes], call: Call, send: Send, watch: _Watch
+    ) -> None:
         try:
             await send(_head(reply))
+            if call.method == "HEAD":
+                await discard(body)
+        except BaseException:
+            await discard(body)
+            raise
+        pings = Pings(lambda ping: send(_piece(ping)), self._options.ping_s)
+        task = asyncio.current_task()
+        if not call.generation_id:
+            self._service.endless.add(task)
+        try:
             async for piece in body:
-                pinger.spoke()
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-            pinger.stop()
-            await send({"type": "http.response.body", "body": b""})
+                pings.pause()
+                await send(_piece(piece))
+                pings.resume()
+        except asyncio.CancelledError:
+            if watch.gone or not self._service.stopping:
+                raise
+            if call.generation_id:
+                error = envelope(ShuttingDown("the service stops"))
+                await send(_piece(b"data: " + error + b"\n\n"))  # and no [DONE]
         finally:
-            pinger.stop()
+            pings.stop()
+            self._service.endless.discard(task)
             await body.aclose()  # type: ignore[attr-defined]
+        await send({"type": "http.response.body", "body": b""})
 
     async def _read(self, call: Call, receive: Receive) -> bytes:
+        """The whole body.
+
+        Raises:
+            BodyTooLarge: it is, or says it will be, longer than is taken.
+            _GoneError: the client left.
+        """
         limit = self._options.max_body_bytes
-        said = call.headers.get("content-length", "")
-        if said.isdigit() and int(said) > limit:
+        said = call.headers.get("content-length")
+        if said is not None and int(said) > limit:
             raise BodyTooLarge(f"the body has {said} bytes; at most {limit} are taken")
         message = await receive()
         body: bytes = message.get("body", b"")
         if not message.get("more_body") and message["type"] == "http.request":
-            if len(body) > limit:
+            return _within(body, limit)
+        pieces, length = [body], len(body)
+        while message.get("more_body"):
+            message = await receive()
+            pieces.append(message.get("body", b""))
+            length += len(pieces[-1])
+            if length > limit:
                 raise BodyTooLarge(f"the body is longer than {limit} bytes")
-            return body
-        return await self._read_on(message, receive)
-
-    async def _read_on(self, message: MutableMapping[str, Any], receive: Receive) -> bytes:
-        limit, pieces, length = self._options.max_body_bytes, [], 0
-        try:
-            async with asyncio.timeout(self._options.body_s):
-                while True:
-                    if message["type"] == "http.disconnect":
-                        raise _GoneError
-                    pieces.append(message.get("body", b""))
-                    length += len(pieces[-1])
-                    if length > limit:
-                        raise BodyTooLarge(f"the body is longer than {limit} bytes")
-                    if not message.get("more_body"):
-                        return b"".join(pieces)
-                    message = await receive()
-        except TimeoutError:
-            wait_s = self._options.body_s
-            raise RequestTimedOut(f"the body was not there after {wait_s:g} s") from None
-
-    async def _lifespan(self, receive: Receive, send: Send) -> None:
-        await receive()
-        try:
-            await self._start()
-        except Exception as error:  # noqa: BLE001 - the server must say so and stop
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
-            return
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await self._stop()
-        await send({"type": "lifespan.shutdown.complete"})
+        if message["type"] == "http.disconnect":
+            raise _GoneError
+        return b"".join(pieces)
 
 
 class _GoneError(Exception):
@@ -164,68 +164,68 @@ class _Watch:
         self._task.cancel()
 
 
-class _Pinger:
-    """Sends a comment into a stream that has said nothing for a while."""
-
-    def __init__(self, send: Send, every_s: float) -> None:
-        self._send = send
-        self._every_s = every_s
-        self._loop = asyncio.get_running_loop()
-        self._last = self._loop.time()
-        self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        if every_s > 0:
-            self._timer = self._loop.call_later(every_s, self._look)
-
-    def spoke(self) -> None:
-        """Something was sent."""
-        self._last = self._loop.time()
-
-    def stop(self) -> None:
-        """No more comments."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
-
-    def _look(self) -> None:
-        now = self._loop.time()
-        if now >= self._last + self._every_s - 0.001:
-            self._last = now
-            self._task = self._loop.create_task(self._ping())
-        self._timer = self._loop.call_at(self._last + self._every_s, self._look)
-
-    async def _ping(self) -> None:
-        await self._send({"type": "http.response.body", "body": _PING, "more_body": True})
-
-
 def _call(scope: Scope) -> Call:
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-    path = scope["path"]
-    if path.startswith("/v1/"):
-        path = path[3:]
-    if len(path) > 1 and path.endswith("/"):
-        path = path.rstrip("/") or "/"
     client = scope.get("client")
     return Call(
         scope["method"],
-        path,
+        plain_path(scope["path"]),
         headers,
         query=scope["query_string"].decode("latin-1"),
         peer=client[0] if client else "",
     )
 
 
-def _head(reply: Reply, *more: tuple[bytes, bytes]) -> MutableMapping[str, Any]:
+def plain_path(path: str) -> str:
+    """A path as routes are written: without `/v1` in front and without a slash at the end."""
+    if path.startswith("/v1/"):
+        path = path[3:]
+        if path == "/":
+            return "/v1"
+    return path if len(path) < 2 or path[-1] != "/" else path.rstrip("/") or "/"
+
+
+def _within(body: bytes, limit: int) -> bytes:
+    if len(body) > limit:
+        raise BodyTooLarge(f"the body is longer than {limit} bytes")
+    return body
+
+
+def _head(reply: Reply, *more: tuple[bytes, bytes]) -> Message:
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in reply[1]]
-    return {"type": "http.response.start", "status": reply[0], "headers": [*headers, *more]}
+    headers += more
+    return {"type": "http.response.start", "status": reply[0], "headers": headers}
 
 
-async def _send(reply: Reply, send: Send, *, close: bool = False) -> None:
+def _piece(body: bytes) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": True}
+
+
+async def _send(reply: Reply, send: Send, receive: Receive | None = None) -> None:
+    """Send a refusal and close; what is left of the request is taken in first, and dropped."""
     body = reply[2]
     assert isinstance(body, bytes)
-    more = [(b"content-length", str(len(body)).encode())]
-    if close:  # what is left of the request is not read
-        more.append((b"connection", b"close"))
-    await send(_head(reply, *more))
-    await send({"type": "http.response.body", "body": body})
+    length = (b"content-length", b"%d" % len(body))
+    await send(_head(reply, length, (b"connection", b"close")))
+    await send(_piece(body))
+    left = _LINGER_BYTES
+    while receive is not None and left > 0:
+        message = await receive()
+        left -= len(message.get("body", b""))
+        if not message.get("more_body"):
+            break
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def discard(body: AsyncIterator[bytes]) -> None:
+    """Close a stream that was never begun.
+
+    A generator runs its `finally` only once it has been entered, so it is entered and left.
+    """
+    begun = asyncio.ensure_future(anext(body))
+    await asyncio.sleep(0)
+    begun.cancel()
+    await asyncio.wait({begun})
+    if not begun.cancelled():
+        begun.exception()
+    await body.aclose()  # type: ignore[attr-defined]

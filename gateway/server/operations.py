@@ -8,11 +8,17 @@ from typing import Any
 
 import msgspec
 
-from gateway.errors import InvalidRequest
+from gateway.errors import ConfigError, InvalidRequest
 from gateway.gateway import Gateway
 from gateway.openai_api.words import JSON, Call, Reply, Routes
 
 _encode = msgspec.json.Encoder(order="sorted").encode
+
+
+class BrokenConfig(InvalidRequest):
+    """The configuration file to be loaded is broken; the message says where."""
+
+    code = "config_error"
 
 
 class Operations:
@@ -20,6 +26,7 @@ class Operations:
 
     Args:
         gateway: what they are about.
+        reload: reads the configuration again; returns the keys that wait for a restart.
         render_metrics: the Prometheus exposition, run in a thread; None without metrics.
 
     Attributes:
@@ -27,11 +34,15 @@ class Operations:
     """
 
     def __init__(
-        self, gateway: Gateway, render_metrics: Callable[[], tuple[str, bytes]] | None = None
+        self,
+        gateway: Gateway,
+        reload: Callable[[], list[str]],
+        render_metrics: Callable[[], tuple[str, bytes]] | None = None,
     ) -> None:
         self.stopping = False
         self._gateway = gateway
         self._render_metrics = render_metrics
+        self._reload = reload
 
     def routes(self) -> Routes:
         """What this file answers."""
@@ -101,8 +112,12 @@ class Operations:
 
     async def reload(self, call: Call) -> Reply:
         """Read the configuration file again."""
-        self._gateway.reload()
-        return 200, [JSON], _encode(self._gateway.status()["config"])
+        try:
+            waiting = self._reload()
+        except ConfigError as error:
+            raise BrokenConfig(error.message, param=error.key) from None
+        status = self._gateway.status()["config"]
+        return 200, [JSON], _encode({**status, "restart_needed": waiting})
 
     def _readiness(self) -> tuple[bool, str]:
         if self.stopping:

@@ -6,7 +6,9 @@ No framework: `asgi.py` and `rsgi.py` bring calls in and carry replies out.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -31,6 +33,12 @@ class Service:
         extra: routes beside OpenAI's: operations, the dashboard.
         tell: told of every request's end; the gateway's own listeners hear the rest.
         clock: monotonic seconds.
+
+    Attributes:
+        in_flight: requests being answered.
+        stopping: True once the service stops: tasks cancelled from then on are not their client's
+            doing, and say so to it.
+        endless: tasks that stream something that is no answer, such as the dashboard's events.
     """
 
     def __init__(
@@ -52,6 +60,8 @@ class Service:
         self.access = access
         self.router = Router(api.routes, *extra)
         self.in_flight = 0
+        self.stopping = False
+        self.endless: set[asyncio.Task[Any] | None] = set()
         self._tell = tell
         self._clock = clock
 
@@ -71,6 +81,8 @@ class Service:
         except Exception as failed:  # noqa: BLE001 - no fault of ours may reach a client raw
             error = failed
             reply = error_reply(failed)
+            if not isinstance(failed, GatewayError):
+                _log_fault(failed)
         finally:
             if reply is None or isinstance(reply[2], bytes):
                 self._ended(call, route, started, reply, error)
@@ -84,11 +96,16 @@ class Service:
 
     def error(self, call: Call, error: GatewayError) -> Reply:
         """The reply to a request that never became a whole call: too long, too slow, no HTTP."""
-        call.id = _request_id(call)
-        reply = error_reply(error)
+        reply = self.refusal(call, error)
         self.in_flight += 1
         self._ended(call, "", self._clock(), reply, error)
-        return reply[0], [*reply[1], ("x-request-id", call.id)], reply[2]
+        return reply
+
+    def refusal(self, call: Call, error: GatewayError) -> Reply:
+        """The same for one whose end was told already."""
+        call.id = _request_id(call)
+        status, headers, body = error_reply(error)
+        return status, [*headers, ("x-request-id", call.id)], body
 
     async def _streamed(
         self, body: AsyncIterator[bytes], call: Call, route: str, started: float, reply: Reply
@@ -117,23 +134,31 @@ class Service:
         if self._tell is None:
             return
         now = self._clock()
+        cancelled = isinstance(error, (asyncio.CancelledError, GeneratorExit))
+        gone = cancelled and not self.stopping
         self._tell(
             HTTPFinished(
                 at=now,
                 method=call.method,
                 route=route,
-                status=reply[0] if reply else 499,
-                error=_code(error),
+                status=reply[0] if reply else 499 if gone else 503,
+                error=_code(error, gone),
                 request_id=call.id,
                 generation_id=call.generation_id,
                 tenant=call.caller.tenant,
                 key=call.caller.key,
                 duration_s=now - started,
                 request_bytes=len(call.body),
-                client_disconnected=isinstance(error, (asyncio.CancelledError, GeneratorExit)),
+                client_disconnected=gone,
                 refused=not call.generation_id,
             )
         )
+
+
+def _log_fault(error: Exception) -> None:
+    """Where a fault of ours happened; not its message, which may quote what was asked."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    logging.getLogger(__name__).error("%s\n%s", type(error).__name__, where)
 
 
 async def _close(body: Any) -> None:
@@ -142,11 +167,11 @@ async def _close(body: Any) -> None:
         await close()
 
 
-def _code(error: BaseException | None) -> str:
+def _code(error: BaseException | None, gone: bool) -> str:
     if error is None:
         return ""
     if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
-        return "client_disconnected"
+        return "client_disconnected" if gone else "shutting_down"
     return error.code if isinstance(error, GatewayError) else "internal_error"
 
 

@@ -1,0 +1,94 @@
+"""granian as a part: a server in Rust that hands requests to our event loop by RSGI.
+
+Its embedded form is called experimental by its authors; uvicorn is the default. What differs here:
+granian itself bounds heads and connections, says so in its own words, and keeps what a slow client
+does not read in memory, however long the answer is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import Any
+
+from granian._granian import SocketHolder
+from granian.http import HTTP1Settings
+from granian.server.embed import Server
+
+from gateway.errors import ConfigError
+from gateway.server.app import App
+from gateway.server.rsgi import RSGI
+
+_CUT_S = 1.0  # for the last words of streams that are broken off
+
+
+class GranianServer:
+    """Serves an application on a socket.
+
+    Args:
+        app: what to serve.
+        sock: a bound socket; workers share one.
+
+    Raises:
+        ConfigError: it cannot do what is configured.
+    """
+
+    def __init__(self, app: App, sock: socket.socket) -> None:
+        options = app.config.server
+        if options.cors_origins:
+            raise ConfigError(
+                "cors_origins need the runner uvicorn", table="server", key="cors_origins"
+            )
+        self._app = app
+        self._rsgi = RSGI(app.service, options)
+        self._shutdown_s = options.shutdown_s
+        self._server = _OnSocket(
+            sock,
+            self._rsgi,
+            log_enabled=False,
+            websockets=True,  # so that we hear of them, and refuse
+            backpressure=options.max_connections,
+            http1_settings=HTTP1Settings(header_read_timeout=int(options.header_s * 1000)),
+        )
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Accept connections."""
+        self._serving = asyncio.get_running_loop().create_task(self._server.serve())
+        await asyncio.sleep(0)
+
+    async def stop(self, at_once: asyncio.Event) -> None:
+        """Accept nobody any more, let answers under way end, then break off what is left."""
+        assert self._serving is not None
+        self._server.stop()  # type: ignore[no-untyped-call]
+        for task in list(self._app.service.endless):
+            if task is not None:
+                task.cancel()
+        await self._emptied(at_once, self._shutdown_s)
+        for task in list(self._rsgi.tasks):
+            task.cancel()
+        await self._emptied(None, _CUT_S)
+        await asyncio.wait({self._serving}, timeout=_CUT_S)
+
+    async def _emptied(self, at_once: asyncio.Event | None, within_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + within_s
+        while self._rsgi.tasks and loop.time() < until:
+            if at_once is not None and at_once.is_set():
+                return
+            await asyncio.sleep(0.02)
+
+
+class _OnSocket(Server):
+    """Serves on a socket that is there already."""
+
+    def __init__(self, sock: socket.socket, target: Any, **options: Any) -> None:
+        super().__init__(target, **options)
+        self._given = sock
+
+    def _init_shared_socket(self) -> None:
+        holder: Any = (
+            SocketHolder  # its stub does not know what it takes: not a Unix socket; backlog
+        )
+        self._ssp, self._shd = None, holder(os.dup(self._given.fileno()), False, 2048)
