@@ -292,6 +292,11 @@ class Gateway:
         """The modes' names, best first."""
         return self._in_force.pipeline.modes.names
 
+    @property
+    def accounts(self) -> Accounts:
+        """What each `[keys.NAME]` may use and has used; the same from reload to reload."""
+        return self._in_force.pipeline.accounts
+
     def status(self) -> dict[str, Any]:
         """How things stand, as plain data; needs no traffic and changes nothing."""
         from gateway.status import status_of  # noqa: PLC0415
@@ -383,7 +388,9 @@ class Gateway:
         # Here and not at the top: whoever only imports us does not pay for what a pipeline needs.
         from gateway.pipeline import Pipeline  # noqa: PLC0415
 
-        return Pipeline(config, self._clock, self._events, self._latency, self._ended, before)
+        return Pipeline(
+            config, self._clock, self._events, self._latency, self._ended, before, self._shared
+        )
 
     def _sharing(self, shared: bool, detail: str) -> None:
         self._events.emit(SharingChanged(at=self._clock(), shared=shared, detail=detail))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -26,6 +27,7 @@ from gateway.middleware.deadline import Deadline
 from gateway.middleware.observe import Observe
 from gateway.middleware.response_cache import ResponseCache
 from gateway.modes import ModeOptions, Modes, TargetOptions
+from gateway.policies.agreement import Agreement
 from gateway.policies.budget import RetryBudget
 from gateway.policies.circuit import Circuit
 from gateway.policies.downshift import Ladder, Rung, Target
@@ -34,6 +36,9 @@ from gateway.policies.phases import CircuitOptions, Transition
 from gateway.providers.base import Provider
 from gateway.registry import Clients, build_provider, build_store, resolve
 from gateway.stores.base import Store
+
+if TYPE_CHECKING:
+    from gateway.stores.shared import SharedStore
 
 
 class Pipeline:
@@ -49,6 +54,7 @@ class Pipeline:
         latency: what first-token times are normal, kept across reloads.
         on_end: told of every request's end: by whom, and the answer or the error.
         before: the pipeline this one replaces.
+        shared: where workers agree on their circuits; None is one worker.
 
     Raises:
         ConfigError: a target cannot be built; names the table.
@@ -62,6 +68,7 @@ class Pipeline:
         latency: LatencyDetector,
         on_end: OnEnd,
         before: Pipeline | None = None,
+        shared: SharedStore | None = None,
     ) -> None:
         self.config = config
         self.modes = Modes(config.modes)
@@ -71,6 +78,7 @@ class Pipeline:
         self._on_end = on_end
         self._clock = clock
         self._events = events
+        self._shared = shared
         self.clients: Clients = before.clients if before else Clients()
         self.store = self._store(before)
         self.ladder = Ladder(self._rungs(latency, before), clock)
@@ -136,6 +144,7 @@ class Pipeline:
             for mode in self.config.modes
         ]
         old = {rung.name: rung for rung in before.ladder} if before else {}
+        shared = self._shared
         budgets = self._budgets(list(old.values()))
         lowest = len(self.config.modes) - 1
         rungs = []
@@ -150,7 +159,7 @@ class Pipeline:
                 limit.resize(mode.max_in_flight)
             else:
                 limit = Limit(mode.max_in_flight, self._clock)
-                circuit = _circuit(mode.name, options, limit, self._clock, self._events)
+                circuit = _circuit(mode.name, options, limit, self._clock, self._events, shared)
             targets = [
                 _target(provider, target.weight, budgets[provider.domain], previous)
                 for provider, target in zip(providers[index], mode.targets, strict=True)
@@ -199,8 +208,19 @@ def _target(provider: Provider, weight: float, budget: RetryBudget, before: Rung
 
 
 def _circuit(
-    mode: str, options: CircuitOptions, limit: Limit, clock: Clock, events: EventBus
+    mode: str,
+    options: CircuitOptions,
+    limit: Limit,
+    clock: Clock,
+    events: EventBus,
+    shared: SharedStore | None,
 ) -> Circuit:
+    agreement: Agreement | None = None
+    if shared is not None:
+        from gateway.stores.cell import Cell  # noqa: PLC0415 - a single worker needs no SQLite
+
+        agreement = Cell(shared, f"circuit/{mode}")
+
     def tell(moved: Transition) -> None:
         events.emit(
             CircuitChanged(
@@ -214,7 +234,9 @@ def _circuit(
             )
         )
 
-    circuit = Circuit(mode, options, clock, limit=lambda: limit.current, on_change=tell)
+    circuit = Circuit(
+        mode, options, clock, limit=lambda: limit.current, on_change=tell, agreement=agreement
+    )
     return circuit
 
 

@@ -8,7 +8,6 @@ replayed into it synchronously, one at a time, only where they can change someth
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -18,8 +17,13 @@ from aiobreaker.state import CircuitBreakerState as State
 from aiobreaker.storage.base import CircuitBreakerStorage
 
 from gateway.clock import Clock
+from gateway.policies.phases import Phase
+from gateway.policies.standing import Standing
 
 __all__ = ["Breaker", "State"]
+
+_STATES = {Phase.CLOSED: State.CLOSED, Phase.OPEN: State.OPEN, Phase.PROBING: State.HALF_OPEN}
+_PHASES = {state: phase for phase, state in _STATES.items()}
 
 
 class Breaker:
@@ -48,7 +52,7 @@ class Breaker:
 
     def success(self) -> None:
         """Replay a success: it closes a half-open breaker and resets the count."""
-        if not self.states.failures and self.states.state is State.CLOSED:
+        if not self.standing.failures and self.standing.state is Phase.CLOSED:
             return  # it could change nothing, and the replay costs 2 µs
         self._replay(_succeed)
         self._ensure(State.CLOSED)
@@ -61,11 +65,11 @@ class Breaker:
             at: when it happened, on the clock; None is now.
         """
         states = self.states
-        closed, failures = states.state is State.CLOSED, states.failures.copy()
+        closed, failures = states.state is State.CLOSED, self.standing.failures.copy()
         states.at = at
         self._replay(_fail)
         if closed and states.state is State.CLOSED:
-            states.failures = failures  # a raising listener can lose a count, or all of them
+            self.standing.failures = failures  # a raising listener can lose a count, or all of them
             states.increment_counter()
         if not closed or states.counter >= self.aiobreaker.fail_max:
             self._ensure(State.OPEN)
@@ -85,7 +89,20 @@ class Breaker:
 
     def new_epoch(self) -> None:
         """Make every outcome under way a late one."""
-        self.states.epoch += 1
+        self.standing.epoch += 1
+
+    @property
+    def standing(self) -> Standing:
+        """Where all that is counted here is kept."""
+        return self.states.standing
+
+    def adopt(self, standing: Standing) -> None:
+        """Go on from another worker's state; no transition of ours. aiobreaker's listeners hear."""
+        failures = standing.failures.copy()
+        self.states.standing = standing
+        with suppress(Exception):  # a listener's fault
+            _ = self.aiobreaker.state  # it notices that its storage says something else
+        standing.failures = failures  # of which it forgets the count where that is closed
 
     def _replay(self, outcome: Callable[[], None]) -> None:
         with suppress(Exception):  # our own replayed failure, or a listener's fault
@@ -117,66 +134,73 @@ class MonotonicStates(CircuitBreakerStorage):  # type: ignore[misc]
     A write of the state *is* a transition, whoever makes it: it starts a new epoch.
 
     Attributes:
-        epoch: how many transitions there have been.
-        opened: when it last left closed or opened again, on the clock.
-        failures: when each of the consecutive failures was.
-        window_s: those older than this are forgotten.
+        standing: where state, epoch and failures are kept.
+        window_s: failures older than this are forgotten.
         at: when what is being replayed happened, on the clock; None is now.
     """
 
     def __init__(self, clock: Clock, turned: Callable[[State, State], None]) -> None:
         super().__init__("monotonic")
-        self.epoch = 0
-        self.opened = 0.0
+        self.standing = Standing()
         self.window_s = 60.0
         self.at: float | None = None
-        self.failures: deque[float] = deque()
         self._clock = clock
         self._turned = turned
-        self._state = State.CLOSED
 
     @property
     def state(self) -> State:
-        return self._state
+        return _STATES[self.standing.state]
 
     @state.setter
     def state(self, state: State) -> None:
-        if state is self._state:
+        old = self.state
+        if state is old:
             return
-        old, self._state = self._state, state
-        self.epoch += 1
-        self.failures.clear()
+        standing = self.standing
+        standing.state = _PHASES[state]
+        standing.epoch += 1
+        standing.failures.clear()
         if state is State.OPEN or old is State.CLOSED:
-            self.opened = self._clock() if self.at is None else self.at
+            standing.opened = self._clock() if self.at is None else self.at
         self._turned(old, state)
+
+    @property
+    def epoch(self) -> int:
+        """How many transitions there have been."""
+        return self.standing.epoch
+
+    @property
+    def opened(self) -> float:
+        """When it last left closed or opened again, on the clock."""
+        return self.standing.opened
 
     def reset(self) -> None:
         """Back to closed in a new epoch, without a transition being told."""
-        self._state = State.CLOSED
-        self.failures.clear()
-        self.epoch += 1
+        self.standing.state = Phase.CLOSED
+        self.standing.failures.clear()
+        self.standing.epoch += 1
 
     def increment_counter(self) -> None:
-        self.failures.append(self._clock())
+        self.standing.failures.append(self._clock())
 
     def reset_counter(self) -> None:
-        self.failures.clear()
+        self.standing.failures.clear()
 
     @property
     def counter(self) -> int:
         """Consecutive failures within the window."""
-        failures = self.failures
+        failures = self.standing.failures
         if failures:
             oldest = self._clock() - self.window_s
             while failures and failures[0] < oldest:
-                failures.popleft()
+                del failures[0]
         return len(failures)
 
     @property
     def opened_at(self) -> datetime:
         """What aiobreaker's own arithmetic wants: naive UTC, derived from the monotonic stamp."""
         now = datetime.now(UTC).replace(tzinfo=None)
-        return now - timedelta(seconds=self._clock() - self.opened)
+        return now - timedelta(seconds=self._clock() - self.standing.opened)
 
     @opened_at.setter
     def opened_at(self, date_time: datetime) -> None:

@@ -133,7 +133,7 @@ class Rung:
     @property
     def downshifted(self) -> bool:
         """Whether requests for this mode are answered by a lower one, by circuit or by rest."""
-        return self.circuit.phase().downshifted or self.resting_s() > 0
+        return self.circuit.downshifted or self.resting_s() > 0
 
     def resting_s(self) -> float:
         """Seconds until the first target has rested, 0 if one is ready."""
@@ -286,10 +286,12 @@ class Ladder:
 
         Total-outage recovery must not wait for a 300 s hold.
         """
+        for rung in self.rungs:
+            rung.circuit.look()  # another worker may have had the trial
         last = max(rung.circuit.tried for rung in self.rungs)
         if self._clock() - last < _PANIC_EVERY_S:
             return None
-        if not all(rung.circuit.phase().downshifted for rung in self.rungs):
+        if not all(rung.circuit.downshifted for rung in self.rungs):
             return None
         candidates = [
             (rung.circuit.opened or 0.0, rung.index)

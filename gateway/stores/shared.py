@@ -161,10 +161,6 @@ class SharedStore:
 
     # -- agreed states --------------------------------------------------------------------------
 
-    def cell(self, name: str) -> Cell:
-        """The state called `name`, which the workers change one at a time."""
-        return Cell(self, name)
-
     def mark(self) -> bytes:
         """Differs from what it was if any agreed state has changed. Costs 1 µs."""
         place = self._place
@@ -205,6 +201,16 @@ class SharedStore:
                 except (Error, OSError) as error:
                     roll_back(place.db)
                     self._go_alone(error)
+
+    def alive(self, worker: str) -> bool:
+        """Whether the process that called itself `worker` still is; True in doubt."""
+        try:
+            os.kill(int(worker.partition("-")[0]), 0)
+        except ProcessLookupError:
+            return False
+        except (ValueError, OSError):
+            pass  # not one of our names, or another user's process
+        return True
 
     def close(self) -> None:
         """Let go of the file; the next call opens it again. Idempotent."""
@@ -309,61 +315,6 @@ class SharedStore:
                 with suppress(Exception):  # a listener's fault
                     self.on_change(self.shared, why)
         return place
-
-
-class Cell:
-    """One agreed state. Keeps `gateway.policies.agreement.Agreement`, which says what it promises.
-
-    While nobody changes anything a look costs one read of 8 bytes, and each second a SELECT in
-    case a worker was killed between its change and the telling of it.
-    """
-
-    def __init__(self, store: SharedStore, name: str) -> None:
-        self.worker = store.worker
-        self._store = store
-        self._name = name
-        self._seen = UNSETTLED
-        self._known: bytes | None = None
-        self._life = 0
-        self._look_at = -math.inf
-
-    @property
-    def life(self) -> int:
-        """See `SharedStore.life`."""
-        return self._store.life
-
-    def look(self) -> bytes | None:
-        """What others have made of the state since it was last seen here; None if nothing."""
-        mark, now = self._store.mark(), self._store.clock()
-        if mark == self._seen and now < self._look_at:
-            return None
-        found = self._store.state(self._name)
-        # An unsettled mark may stand for a commit still to come: look again. So does our own,
-        # once: another's commit may lie between ours and its mark.
-        self._seen = mark if mark != UNSETTLED else b""
-        self._look_at = now + _RETRY_S
-        return self._theirs(found)
-
-    def change(self, step: Callable[[bytes | None], bytes | None]) -> None:
-        """Run `step` on what others have made of the state, None if it is as known; keep what it
-        returns, None changes nothing.
-        """
-
-        def known(found: bytes | None) -> bytes | None:
-            kept = step(self._theirs(found))
-            if kept is not None:
-                self._known = kept
-            return kept
-
-        self._store.change(self._name, known)
-
-    def _theirs(self, found: bytes | None) -> bytes | None:
-        if self._life != self._store.life:
-            self._life, self._known = self._store.life, None
-        if found is None or found == self._known:
-            return None
-        self._known = found
-        return found
 
 
 def _total(db: Connection, name: str) -> int:

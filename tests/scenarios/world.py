@@ -213,7 +213,7 @@ class World:
             assert 0 <= circuit.in_flight <= limit.in_flight, rung.name
             assert min(limit.native, limit.downshifted, limit.native_waiting) >= 0
             assert all(target.in_flight >= 0 for target in rung.targets)
-            if circuit.opened is not None and not circuit._lease_over(self.now):
+            if circuit.opened is not None and not circuit._machine.standing.lease_over(self.now):
                 epoch = (rung.name, circuit.epoch)
                 assert self._opened.setdefault(epoch, circuit.opened) == circuit.opened
         for upstream in self.upstreams:

@@ -26,7 +26,7 @@ def test_it_holds_no_more_than_thirty_buckets() -> None:
     sampling = Sampling(3.0)
     for tick in range(10_000):
         sampling.add(tick * 0.05, failed=False)
-    assert len(sampling._buckets) <= 30
+    assert len(sampling.buckets) <= 30
 
 
 @given(

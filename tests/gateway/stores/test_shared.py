@@ -13,6 +13,7 @@ import pytest
 
 from gateway.clock import ManualClock
 from gateway.stores import shared_file
+from gateway.stores.cell import Cell
 from gateway.stores.shared import Posted, SharedStore
 
 
@@ -88,7 +89,7 @@ def test_a_blackboard_shows_what_each_put_up_and_how_old_it_is(
 
 
 def test_a_state_is_changed_by_one_at_a_time(pair: tuple[Worker, Worker]) -> None:
-    mine, theirs = pair[0].cell("creative"), pair[1].cell("creative")
+    mine, theirs = Cell(pair[0], "creative"), Cell(pair[1], "creative")
     assert mine.look() is None
     mine.change(lambda found: b"1" if found is None else b"?")
     assert mine.look() is None  # my own
@@ -98,13 +99,13 @@ def test_a_state_is_changed_by_one_at_a_time(pair: tuple[Worker, Worker]) -> Non
     seen: list[bytes | None] = []
     mine.change(seen.append)
     assert seen == [b"2"]
-    assert pair[1].cell("fast").look() is None
+    assert Cell(pair[1], "fast").look() is None
 
 
 def test_a_look_without_news_reads_no_row(
     pair: tuple[Worker, Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cell = pair[0].cell("creative")
+    cell = Cell(pair[0], "creative")
     cell.change(lambda found: b"1")
     cell.look()
     monkeypatch.setattr(pair[0], "state", lambda name: pytest.fail("a row was read"))
@@ -115,7 +116,7 @@ def test_a_look_without_news_reads_no_row(
 def test_who_is_killed_between_commit_and_telling_is_heard_all_the_same(
     pair: tuple[Worker, Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine, theirs = pair[0].cell("creative"), pair[1].cell("creative")
+    mine, theirs = Cell(pair[0], "creative"), Cell(pair[1], "creative")
     mine.change(lambda found: b"1")
     assert theirs.look() == b"1"
     assert theirs.look() is None
@@ -130,7 +131,7 @@ def test_who_is_killed_between_commit_and_telling_is_heard_all_the_same(
 def test_news_written_into_nowhere_arrive_within_a_second(
     pair: tuple[Worker, Worker], path: Path, clock: ManualClock
 ) -> None:
-    mine, theirs = pair[0].cell("creative"), pair[1].cell("creative")
+    mine, theirs = Cell(pair[0], "creative"), Cell(pair[1], "creative")
     mine.change(lambda found: b"1")
     assert theirs.look() == b"1"
     Path(f"{path}-news").unlink()
@@ -141,20 +142,20 @@ def test_news_written_into_nowhere_arrive_within_a_second(
 
 
 def test_a_step_that_raises_changes_nothing(pair: tuple[Worker, Worker]) -> None:
-    cell = pair[0].cell("creative")
+    cell = Cell(pair[0], "creative")
 
     def fail(found: bytes | None) -> bytes:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         cell.change(fail)
-    assert pair[1].cell("creative").look() is None
+    assert Cell(pair[1], "creative").look() is None
     cell.change(lambda found: b"1")
-    assert pair[1].cell("creative").look() == b"1"
+    assert Cell(pair[1], "creative").look() == b"1"
 
 
 def test_a_change_within_a_change_is_no_deadlock(pair: tuple[Worker, Worker]) -> None:
-    outer, inner = pair[0].cell("creative"), pair[0].cell("fast")
+    outer, inner = Cell(pair[0], "creative"), Cell(pair[0], "fast")
 
     def step(found: bytes | None) -> bytes:
         inner.change(lambda found: b"inner")
@@ -162,7 +163,7 @@ def test_a_change_within_a_change_is_no_deadlock(pair: tuple[Worker, Worker]) ->
         return b"outer"
 
     outer.change(step)
-    assert pair[1].cell("creative").look() == b"outer"
+    assert Cell(pair[1], "creative").look() == b"outer"
     assert list(pair[1].all("status")) == ["a"]
     assert pair[0].shared
 
@@ -176,10 +177,10 @@ def test_without_a_folder_each_goes_on_alone_and_comes_back(
     path = tmp_path / "missing" / "shared.sqlite"
     a, b = Worker(path, clock), Worker(path, clock)
     ran: list[bytes | None] = []
-    a.cell("creative").change(ran.append)
+    Cell(a, "creative").change(ran.append)
     assert ran == [None]
     assert (a.add("tokens", 3, limit=10), b.add("tokens", 4, limit=10)) == (3, 4)
-    assert a.cell("creative").look() is None
+    assert Cell(a, "creative").look() is None
     assert [shared for shared, _ in a.told] == [False]
     assert str(path) in a.told[0][1]
     path.parent.mkdir()
@@ -228,7 +229,7 @@ class Locked:
 def test_a_locked_file_holds_nobody_up(
     pair: tuple[Worker, Worker], path: Path, clock: ManualClock
 ) -> None:
-    cell, ran = pair[0].cell("creative"), list[bytes | None]()
+    cell, ran = Cell(pair[0], "creative"), list[bytes | None]()
     cell.change(lambda found: b"1")
     with Locked(path):
         cell.change(ran.append)
@@ -245,7 +246,7 @@ def test_a_locked_file_holds_nobody_up(
 
 
 def test_a_full_disk_lets_the_step_stand(pair: tuple[Worker, Worker], clock: ManualClock) -> None:
-    cell, ran = pair[0].cell("creative"), list[bytes | None]()
+    cell, ran = Cell(pair[0], "creative"), list[bytes | None]()
     cell.change(lambda found: b"1")
     place = pair[0]._place
     assert place is not None
@@ -260,7 +261,7 @@ def test_a_full_disk_lets_the_step_stand(pair: tuple[Worker, Worker], clock: Man
     assert ran == [None]
     assert not pair[0].shared
     assert "full" in pair[0].told[0][1]
-    assert pair[1].cell("creative").look() == b"1"
+    assert Cell(pair[1], "creative").look() == b"1"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
@@ -355,11 +356,11 @@ def test_what_an_earlier_boot_left_is_thrown_away_but_not_the_totals(
     before = Worker(path, clock)
     before.add("tokens", 7)
     before.put("a", "status", b"x")
-    before.cell("creative").change(lambda found: b"open since the day before")
+    Cell(before, "creative").change(lambda found: b"open since the day before")
     before.close()
     monkeypatch.setattr(shared_file, "_boot_id", lambda: "another")
     worker = Worker(path, clock)
-    assert worker.cell("creative").look() is None
+    assert Cell(worker, "creative").look() is None
     assert worker.all("status") == {}
     assert worker.total("tokens") == 7
     worker.close()
@@ -369,9 +370,10 @@ def test_what_an_earlier_boot_left_is_thrown_away_but_not_the_totals(
 
 HAMMER = """
 import sys
+from gateway.stores.cell import Cell
 from gateway.stores.shared import SharedStore
 store = SharedStore(sys.argv[1])
-cell = store.cell("creative")
+cell = Cell(store, "creative")
 state = [0]
 def step(found):
     if found is not None:
@@ -395,15 +397,16 @@ def test_processes_hammering_one_file_lose_nothing(path: Path, clock: ManualCloc
     assert said == [b"True 1\n"] * 3
     store = Worker(path, clock)
     assert store.total("tokens") == 900
-    assert store.cell("creative").look() == b"900"
+    assert Cell(store, "creative").look() == b"900"
     store.close()
 
 
 DIES = """
 import os, signal, sys
+from gateway.stores.cell import Cell
 from gateway.stores.shared import SharedStore
 store = SharedStore(sys.argv[1])
-store.cell("creative").change(lambda found: os.kill(os.getpid(), signal.SIGKILL))
+Cell(store, "creative").change(lambda found: os.kill(os.getpid(), signal.SIGKILL))
 """
 
 
@@ -411,7 +414,7 @@ def test_a_process_killed_in_the_middle_of_a_change_leaves_none(
     path: Path, clock: ManualClock
 ) -> None:
     store = Worker(path, clock)
-    cell = store.cell("creative")
+    cell = Cell(store, "creative")
     cell.change(lambda found: b"1")
     killed = subprocess.run([sys.executable, "-c", DIES, str(path)], check=False)
     assert killed.returncode == -9
