@@ -10,15 +10,14 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from occasions import TRACE, attempt, http, request
 
 from gateway.config import Config
 from gateway.events import (
-    AttemptFinished,
     CircuitChanged,
     ConfigReloaded,
     Event,
     HTTPFinished,
-    RequestFinished,
     TargetResting,
 )
 from gateway.gateway import Gateway
@@ -26,36 +25,6 @@ from gateway.simulator import clock
 from gateway.telemetry.logs import log_listener
 
 CHANGED = CircuitChanged(at=1.5, mode="creative", old="closed", new="open", cause="x", epoch=1)
-
-
-def request(**fields: Any) -> RequestFinished:
-    known: dict[str, Any] = {
-        "at": 1.0,
-        "request_id": "gen-1",
-        "requested_mode": "creative",
-        "mode": "creative",
-        "model": "m",
-        "target": "t",
-        "tenant": "",
-        "stream": False,
-        "degraded": False,
-        "reason": None,
-        "cached": False,
-        "stale": False,
-        "attempts": 1,
-        "error": "",
-        "finish_reason": "stop",
-        "first_token_s": 0.25,
-        "duration_s": 1 / 3,
-        "prompt_tokens": 3,
-        "completion_tokens": 4,
-    }
-    return RequestFinished(**{**known, **fields})
-
-
-def attempt(**fields: Any) -> AttemptFinished:
-    known = {"request_id": "gen-1", "mode": "fast", "target": "t", "duration_s": 1.0}
-    return AttemptFinished(at=1.0, **{**known, "outcome": "success", "kind": "", **fields})
 
 
 def resting(*, alarm: bool) -> TargetResting:
@@ -68,9 +37,6 @@ def logged(*events: Event, **options: Any) -> list[str]:
     for event in events:
         listen(event)
     return out.getvalue().splitlines()
-
-
-TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def test_the_canonical_line_in_the_words_log_tools_know() -> None:
@@ -86,11 +52,12 @@ def test_the_canonical_line_in_the_words_log_tools_know() -> None:
     assert line == {
         "level": "warning", "event": "request_finished", "request_id": "gen-1",
         "trace_id": "0af7651916cd43dd8448eb211c80319c", "tenant": "acme", "key": "team",
-        "model_requested": "creative", "mode": "fast", "model_served": "m", "backend": "t",
+        "model_requested": "creative", "mode": "fast", "model_served": "qwen",
+        "backend": "vllm/qwen",
         "outcome": "degraded", "status": 200, "error_class": "", "degraded": True,
         "route_reason": "circuit_open", "cached": False, "stale": False, "stream": False,
         "attempts": 2, "finish_reason": "stop", "queue_ms": 12.5, "ttft_ms": 250.0,
-        "inter_token_ms": 10.0, "upstream_ms": 300.0, "overhead_ms": 0.5, "duration_ms": 333.333,
+        "inter_token_ms": 10.0, "upstream_ms": 300.0, "overhead_ms": 0.5, "duration_ms": 1000.0,
         "prompt_tokens": 3, "completion_tokens": 4, "reasoning_tokens": 1, "cached_tokens": 2,
         "client_disconnected": False,
     }  # fmt: skip
@@ -107,11 +74,6 @@ def test_an_upstreams_own_words_are_cut_short_and_stay_on_their_line() -> None:
     lines = logged(request(model="m\n" * 5_000, finish_reason="x" * 5_000))
     assert len(lines) == 1
     assert len(lines[0]) < 2_000
-
-
-def http(**fields: Any) -> HTTPFinished:
-    known = {"method": "POST", "route": "/v1/chat/completions", "status": 200}
-    return HTTPFinished(at=1.0, **{**known, **fields})
 
 
 @pytest.mark.parametrize(
@@ -154,7 +116,7 @@ def test_the_other_events_say_all_they_bear_but_their_clock() -> None:
         json.loads, logged(attempt(kind="server", first_token_s=0.5), CHANGED)
     )
     assert (attempted["backend"], attempted["error_class"], attempted["ttft_ms"]) == (
-        "t", "server", 500.0,
+        "vllm/qwen", "server", 500.0,
     )  # fmt: skip
     assert {"mode", "old", "new", "cause", "epoch", "until"} < set(changed)
     assert "at" not in changed
@@ -199,8 +161,8 @@ def test_how_loud(event: Event, level: str) -> None:
 
 
 def test_the_console_is_short_and_plain_where_it_is_no_terminal() -> None:
-    (line,) = logged(request(), json=False)
-    assert "request_finished" in line and "duration_ms=333.333" in line
+    (line,) = logged(request(tenant=""), json=False)
+    assert "request_finished" in line and "duration_ms=1000.0" in line
     assert "tenant" not in line and "cached" not in line
     assert "\x1b" not in line
 

@@ -1,0 +1,316 @@
+"""Metrics for Prometheus: a listener that counts, and a page that is scraped.
+
+What happened (requests, attempts, tokens) is counted event by event; how things stand (phases,
+queue, budgets) is read from the gateway's status when somebody looks, see `state`. No label ever
+bears a user, a request or a text of the caller's.
+
+Several workers on one machine share a folder: the supervisor calls `prepare_workers` before it
+starts them and `forget_worker` when one has died. Then any worker's page is everybody's.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import msgspec
+
+from gateway.errors import GatewayError
+from gateway.events import (
+    AttemptFinished,
+    CircuitChanged,
+    ConfigReloaded,
+    Event,
+    HTTPFinished,
+    RequestFinished,
+    TargetResting,
+)
+from gateway.telemetry.families import (
+    DOWNSHIFTED,
+    METHODS,
+    Counted,
+    Families,
+    labelled,
+    made_in,
+    none_if_empty,
+)
+from gateway.telemetry.state import GAUGES, Sample, combined, samples_of
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics_core import Metric
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+_FRESH_S = 1.0
+
+_encode = msgspec.json.encode
+_decode = msgspec.json.Decoder(list[tuple[str, list[str], float]]).decode
+_families: WeakKeyDictionary[CollectorRegistry, Families] = WeakKeyDictionary()
+
+
+class Metrics:
+    """A listener that counts what happens, and renders it for Prometheus.
+
+    Args:
+        status: how things stand, as `Gateway.status` tells it; None leaves those metrics out.
+        registry: where the counters live; None is prometheus_client's own, shared by the process.
+            Made twice for one registry, both count into the same metrics.
+
+    Raises:
+        GatewayError: prometheus_client is not installed, or was imported before it could know that
+            several workers share its metrics.
+    """
+
+    content_type = CONTENT_TYPE
+
+    def __init__(
+        self,
+        status: Callable[[], Mapping[str, Any]] | None = None,
+        *,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        self._registry = registry or _shared_registry()
+        self._of = labelled(families_in(self._registry))
+        self._requests: dict[tuple[str, str, str, bool, bool], Counted] = {}
+        self._attempts: dict[tuple[str, str, str, str], Callable[[], None]] = {}
+        self._folder = _folder()
+        if self._folder is not None:
+            _check_that_it_shares()
+        self._status = status
+        self._samples: list[Sample] = []
+        self._refreshed = -_FRESH_S
+        self._reloads_well = True
+
+    def __call__(self, event: Event) -> None:
+        """Count an event."""
+        if type(event) is RequestFinished:
+            self._request(event)
+        elif type(event) is AttemptFinished:
+            self._attempt(event)
+        elif type(event) is HTTPFinished:
+            self._http(event)
+        else:
+            self._seldom(event)
+
+    def refresh(self) -> None:
+        """Read the status. Call it in the gateway's own loop (some 60 us), before each `render`;
+        with several workers also every few seconds in each, for whoever of them is scraped.
+        """
+        self._refreshed = time.monotonic()
+        if self._status is None:
+            return
+        reload_ok: Sample = ("gateway_config_reload_success", (), self._reloads_well)
+        taken = (*samples_of(self._status()), reload_ok)
+        self._samples = [(name, labels, float(value)) for name, labels, value in taken]
+        if self._folder is not None:
+            path = _state_file(self._folder, os.getpid())
+            fresh = path.with_suffix(".new")
+            fresh.write_bytes(_encode(self._samples))
+            fresh.replace(path)  # whoever reads it finds the old or the new, never half of it
+
+    def render(self) -> bytes:
+        """The page, in the text format 0.0.4; `content_type` names it. Takes milliseconds, so a
+        server calls it in a thread, after `refresh`. Reads the status itself if nobody has for a
+        second.
+        """
+        import prometheus_client as prometheus  # noqa: PLC0415
+        from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415
+
+        if time.monotonic() - self._refreshed > _FRESH_S:
+            self.refresh()
+        standing = prometheus.CollectorRegistry()
+        standing.register(_State(self._workers()))
+        counters = self._registry
+        if self._folder is not None:
+            counters = prometheus.CollectorRegistry()
+            MultiProcessCollector(counters, path=str(self._folder))  # type: ignore[no-untyped-call]
+        return prometheus.generate_latest(counters) + prometheus.generate_latest(standing)
+
+    def _workers(self) -> Iterator[list[Sample]]:
+        """The samples of every worker, our own if we are alone."""
+        if self._folder is None:
+            yield self._samples
+            return
+        for path in self._folder.glob("state_*.json"):
+            try:
+                read = _decode(path.read_bytes())
+            except FileNotFoundError:  # forgotten meanwhile
+                continue
+            yield [(name, tuple(labels), value) for name, labels, value in read if name in GAUGES]
+
+    def _request(self, event: RequestFinished) -> None:
+        key = (event.requested_mode, event.mode, event.outcome, event.cached, event.stale)
+        counted = self._requests.get(key)
+        if counted is None:
+            counted = self._requests[key] = Counted(self._of, event)
+        counted.count(event)
+        if event.degraded:
+            self._of(
+                "gateway_degraded_requests_total",
+                event.requested_mode,
+                event.mode,
+                none_if_empty(event.reason),
+            ).inc()
+
+    def _attempt(self, event: AttemptFinished) -> None:
+        key = (event.mode, event.target, event.outcome, event.kind)
+        inc = self._attempts.get(key)
+        if inc is None:
+            labels = (event.mode, event.target, event.outcome, none_if_empty(event.kind))
+            inc = self._attempts[key] = self._of("gateway_attempts_total", *labels).inc
+        inc()
+
+    def _http(self, event: HTTPFinished) -> None:
+        method = event.method if event.method in METHODS else "other"
+        route = event.route or "unmatched"
+        self._of("gateway_http_requests_total", method, route, str(event.status)).inc()
+        self._of("gateway_http_request_duration_seconds", route).observe(event.duration_s)
+        if event.client_disconnected:
+            self._of("gateway_http_disconnects_total", route).inc()
+
+    def _seldom(self, event: Event) -> None:
+        match event:
+            case CircuitChanged(mode=mode, old=old, new=new):
+                if new in DOWNSHIFTED and old not in DOWNSHIFTED:
+                    self._of("gateway_downshifts_total", mode, none_if_empty(event.cause)).inc()
+                elif old in DOWNSHIFTED and new not in DOWNSHIFTED:
+                    self._of("gateway_recoveries_total", mode).inc()
+            case TargetResting(mode=mode, target=target, kind=kind, alarm=alarm):
+                self._of("gateway_target_rests_total", mode, target, kind, str(alarm).lower()).inc()
+            case ConfigReloaded(result=result):
+                self._reloads_well = result == "applied"
+                self._refreshed = -_FRESH_S
+                self._of("gateway_config_reloads_total", result).inc()
+
+
+class OperationsMetricsCollector:
+    """Metrics of a training run beside a gateway, in the process's shared registry.
+
+    Any number may be made; all of them count into the same metrics.
+
+    Args:
+        registry: another registry than the process's own.
+
+    Raises:
+        GatewayError: prometheus_client is not installed.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self._of = labelled(families_in(registry or _shared_registry()))
+
+    def record_rl_update(
+        self,
+        *,
+        algorithm: str,
+        policy_loss: float,
+        value_loss: float,
+        reward: float,
+        entropy: float,
+    ) -> None:
+        """Record one update of a policy: its losses, its reward and its entropy (coefficient)."""
+        values = {
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "reward": reward,
+            "entropy": entropy,
+        }
+        self._of("operations_rl_updates_total", algorithm).inc()
+        for what, value in values.items():
+            self._of(f"operations_rl_{what}", algorithm).set(value)
+
+    def record_circuit_breaker_downgrade(self, service: str, from_mode: str, to_mode: str) -> None:
+        """Count one downgrade of a service, such as `("llm", "creative", "balanced")`."""
+        self._of("operations_circuit_breaker_downgrades_total", service, from_mode, to_mode).inc()
+
+    def set_cache_size(self, cache: str, size: float) -> None:
+        """Say how many entries a cache holds now."""
+        self._of("operations_cache_size", cache).set(size)
+
+
+def families_in(registry: CollectorRegistry) -> Families:
+    """The metrics of a registry, made with the first who asks."""
+    import prometheus_client  # noqa: PLC0415
+
+    families = _families.get(registry)
+    if families is None:
+        families = _families[registry] = made_in(registry, prometheus_client)
+    return families
+
+
+def prepare_workers(folder: Path) -> None:
+    """Let the workers started from now on share a page through `folder`, emptied of an earlier
+    run's files. Puts its name into the environment as `PROMETHEUS_MULTIPROC_DIR`; a process that
+    has imported prometheus_client before that cannot take part. For the supervisor.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (*folder.glob("*.db"), *folder.glob("state_*")):
+        old.unlink()
+    os.environ[_FOLDER] = str(folder)
+
+
+def forget_worker(pid: int) -> None:
+    """Take a worker that has died off the page; what it counted stays. For the supervisor.
+
+    Does nothing unless `prepare_workers` was called, or the environment names the folder.
+    """
+    folder = _folder()
+    if folder is None:
+        return
+    _shared_registry()  # raises our own error if the library is missing
+    from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415
+
+    mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
+    _state_file(folder, pid).unlink(missing_ok=True)
+
+
+def _shared_registry() -> CollectorRegistry:
+    try:
+        from prometheus_client import REGISTRY  # noqa: PLC0415
+    except ImportError as error:
+        raise GatewayError(
+            "metrics need prometheus-client: pip install 'downshift-gateway[server]'"
+        ) from error
+    return REGISTRY
+
+
+def _check_that_it_shares() -> None:
+    from prometheus_client import values  # noqa: PLC0415
+
+    if not getattr(values.ValueClass, "_multiprocess", False):
+        raise GatewayError(f"{_FOLDER} must be set before prometheus_client is imported")
+
+
+def _folder() -> Path | None:
+    name = os.environ.get(_FOLDER)
+    return Path(name) if name else None
+
+
+def _state_file(folder: Path, pid: int) -> Path:
+    return folder / f"state_{pid}.json"
+
+
+class _State:
+    """A collector of samples that have been taken already."""
+
+    def __init__(self, workers: Iterable[Iterable[Sample]]) -> None:
+        self._found = combined(workers)
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric of the table, as families."""
+        from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415
+
+        for name, gauge in GAUGES.items():
+            family = GaugeMetricFamily(name, gauge.help, labels=gauge.labels)
+            for labels, value in self._found[name].items():
+                family.add_metric(labels, value)
+            yield family
+
+    def describe(self) -> Iterator[Metric]:
+        """The names, without asking for the samples."""
+        return iter(())
