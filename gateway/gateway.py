@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import httpx
 
     from gateway.pipeline import Pipeline
+    from gateway.policies.quota import Accounts
     from gateway.stores.shared import SharedStore
     from gateway.sync import LoopThread
 

@@ -1,6 +1,6 @@
 """The path of a request, on one page.
 
-    observe -> deadline -> response_cache -> admission -> circuit_breaker -> provider
+    observe -> quota -> deadline -> response_cache -> admission -> circuit_breaker -> provider
 
 A hit never reaches admission, so answers from the store work in a total outage; admission stands
 before the ladder, so an open mode holds no place in the queue.
@@ -25,6 +25,7 @@ from gateway.middleware.base import Answer, Handler, compose
 from gateway.middleware.circuit_breaker import CircuitBreaker
 from gateway.middleware.deadline import Deadline
 from gateway.middleware.observe import Observe
+from gateway.middleware.quota import Quota, open_usage
 from gateway.middleware.response_cache import ResponseCache
 from gateway.modes import ModeOptions, Modes, TargetOptions
 from gateway.policies.agreement import Agreement
@@ -33,6 +34,7 @@ from gateway.policies.circuit import Circuit
 from gateway.policies.downshift import Ladder, Rung, Target
 from gateway.policies.limit import Limit
 from gateway.policies.phases import CircuitOptions, Transition
+from gateway.policies.quota import Accounts
 from gateway.providers.base import Provider
 from gateway.registry import Clients, build_provider, build_store, resolve
 from gateway.stores.base import Store
@@ -86,14 +88,21 @@ class Pipeline:
         line = before.admission.line if before else None
         self.admission: Admission = Admission(self.ladder, config.admission, clock, line)
         self.gearbox = CircuitBreaker(self.ladder, clock, events)
+        self.accounts: Accounts = (
+            before.accounts if before else Accounts(clock, rates=shared, open_months=open_usage)
+        )
+        workers = config.server.workers if shared is not None else 1
+        self.accounts.configure(config.keys, path=config.server.usage_path, workers=workers)
+        quota = [Quota(self.accounts, self.ladder, clock)] if config.keys else []
         self._handle: Handler = compose(
             [
                 Observe(events, clock, self._ended),  # 1 what happened, told once
-                Deadline(self.ladder, clock),  # 2 one absolute deadline
-                self.cache,  # 3 hit, miss, single flight, stale-if-error
-                self.admission,  # 4 shed before it queues
+                *quota,  # 2 what each key may use
+                Deadline(self.ladder, clock),  # 3 one absolute deadline
+                self.cache,  # 4 hit, miss, single flight, stale-if-error
+                self.admission,  # 5 shed before it queues
             ],
-            terminal=self.gearbox,  # 5 the ladder
+            terminal=self.gearbox,  # 6 the ladder
         )
 
     def answer(self, request: GenerationRequest) -> Awaitable[Answer]:
@@ -119,6 +128,7 @@ class Pipeline:
             await provider.aclose()
         await self.clients.aclose()
         await self.store.aclose()
+        self.accounts.close()
 
     def _own_providers(self) -> list[Provider]:
         return list({id(provider): provider for _, provider in self.providers}.values())

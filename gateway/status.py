@@ -13,7 +13,7 @@ from gateway.policies.downshift import Rung
 def status_of(
     pipeline: Pipeline, latency: LatencyDetector, quality: QualityDetector
 ) -> dict[str, Any]:
-    """Describe every mode, the cache and the queue."""
+    """Describe every mode, the cache, the keys (by name, never by hash) and the queue."""
     return {
         "modes": {
             rung.name: {
@@ -24,6 +24,7 @@ def status_of(
             for rung in pipeline.ladder
         },
         "cache": {"enabled": pipeline.config.cache.enabled, **pipeline.store.stats()},
+        "keys": pipeline.accounts.status(),
         "queued": pipeline.admission.queued,
         "in_flight": pipeline.in_flight,
     }

@@ -1,4 +1,4 @@
-"""4 Sheds before it queues, queues before it refuses (B23).
+"""5 Sheds before it queues, queues before it refuses (B23).
 
 A request waits only if a slot is all that is missing: some mode it may use is well, but full.
 The queue is bounded, knows each waiter's deadline, and serves the highest priority first. A

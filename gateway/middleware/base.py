@@ -42,9 +42,24 @@ class Answer(ABC):
     def close(self) -> None:
         """Let go at once, finished or not. Idempotent, synchronous, never raises."""
 
+    def arrived(self) -> str:
+        """The text that has come so far, reasoning included; "" if there is no telling."""
+        return ""
+
     def when_done(self, done: Done) -> None:
-        """Ask to be told, once, how the answer ends."""
-        self._done = done
+        """Ask to be told, once, how the answer ends. Inner layers ask, and are told, first."""
+        inner = self._done
+        if inner is None:
+            self._done = done
+            return
+
+        def both(generation: Generation | None, error: BaseException | None) -> None:
+            try:
+                inner(generation, error)
+            finally:
+                done(generation, error)
+
+        self._done = both
 
     def _ended(self, generation: Generation | None, error: BaseException | None) -> None:
         done = self._done

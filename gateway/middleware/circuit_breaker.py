@@ -1,4 +1,4 @@
-"""5 The gearbox: walks the ladder its circuits allow, and settles every attempt.
+"""6 The gearbox: walks the ladder its circuits allow, and settles every attempt.
 
 The first mode whose answer commits wins. A caller who wants one piece commits at the end, so a
 failure half-way restarts clean on the next mode; a stream commits at its first content token and

@@ -1,4 +1,4 @@
-"""2 One absolute deadline, made at the door and subtracted everywhere below (B1).
+"""3 One absolute deadline, made at the door and subtracted everywhere below (B1).
 
 The layers below read `request.deadline` each time they wait; nothing restarts a clock.
 """

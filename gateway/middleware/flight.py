@@ -245,6 +245,10 @@ class Passenger(Answer):
         self._ended(generation, None)
         return generation
 
+    def arrived(self) -> str:
+        """What has come so far, read or not: the upstream wrote it. Empty for one piece."""
+        return "".join(chunk.reasoning + chunk.text for chunk in self._flight.log)
+
     def close(self) -> None:
         """Leave the flight."""
         self._leave()

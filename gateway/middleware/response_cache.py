@@ -1,4 +1,4 @@
-"""3 Hit, miss, single flight, stale-if-error.
+"""4 Hit, miss, single flight, stale-if-error.
 
 Fresh native -> fresh stand-in while downshifted -> live -> stale on an upstream fault -> error
 (B20). A key is made of everything that changes the answer, the tenant, and the identity that
