@@ -15,6 +15,7 @@ from gateway.config import Config
 from gateway.errors import ConfigError, GatewayError, RequestRejected, UpstreamRejected
 from gateway.events import ConfigReloaded, EventBus
 from gateway.generation import Generation
+from gateway.policies.quota import QuotaRefused
 from gateway.policies.sampling import Sampling
 from gateway.policies.trial import Trial, Verdict
 from gateway.primitives.rollback import Rollback
@@ -159,4 +160,6 @@ class InForce:
 
 
 def _callers_fault(error: GatewayError) -> bool:
+    if isinstance(error, QuotaRefused):  # a limit made tighter is meant to be felt
+        return True
     return isinstance(error, (RequestRejected, UpstreamRejected)) and error.http_status < 429

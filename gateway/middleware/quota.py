@@ -47,7 +47,7 @@ class Quota:
         """Pass the request on if its key has enough left.
 
         Raises:
-            AdmissionRejected: it has not; says which limit, and when to come back.
+            QuotaRefused: it has not; says which limit, and when to come back.
         """
         account = self._accounts.find(request.key)
         if account is None:

@@ -26,7 +26,11 @@ _MOST: Final = 10**12
 _FORGETFUL: Final = MemoryLedger()  # for keys without a month to remember
 
 
-class QuotaExhausted(AdmissionRejected):
+class QuotaRefused(AdmissionRejected):
+    """A limit of the caller's own key is reached; says nothing about how well the gateway is."""
+
+
+class QuotaExhausted(QuotaRefused):
     """Nothing is left this month. Trying again will not help."""
 
     type = "insufficient_quota"
@@ -101,7 +105,7 @@ class Account:
 
         Raises:
             QuotaExhausted: the month does not have so many tokens left.
-            AdmissionRejected: another limit is reached; names it, and when to come back.
+            QuotaRefused: another limit is reached; names it, and when to come back.
         """
         options = self.options
         tokens = min(tokens, _MOST)
@@ -119,7 +123,7 @@ class Account:
         taken = min(tokens, per_min)
         try:
             self._take_rates(taken)
-        except AdmissionRejected:
+        except QuotaRefused:
             if month:
                 self.months.add(month, -tokens)
             raise
@@ -173,9 +177,9 @@ class Account:
     def _date(self) -> datetime:
         return datetime.fromtimestamp(self._now(), UTC)
 
-    def _refused(self, what: str, wait_s: float | None = None) -> AdmissionRejected:
+    def _refused(self, what: str, wait_s: float | None = None) -> QuotaRefused:
         # "Rate limit" is what people and agents look for in the message.
-        return AdmissionRejected(
+        return QuotaRefused(
             f"rate limit of the API key {self.options.name}: {what}", retry_after=wait_s
         )
 

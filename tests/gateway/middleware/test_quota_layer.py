@@ -210,6 +210,24 @@ def test_accounts_outlive_a_reload() -> None:
     play(scenario)
 
 
+def test_a_tighter_limit_is_no_reason_to_take_a_configuration_back() -> None:
+    async def scenario(gateway: Gateway, account: Account) -> None:
+        for i in range(20):
+            await gateway.generate(f"{PROMPT} {i}", key="alice")
+            await asyncio.sleep(1)
+        tighter = config(requests_per_min=1)
+        gateway.reload(tighter)
+        await asyncio.sleep(60)
+        for i in range(60):
+            try:
+                await gateway.generate(f"{PROMPT} once more {i}", key="alice")
+            except AdmissionRejected:
+                await asyncio.sleep(0.1)
+        assert gateway.config is tighter
+
+    play(scenario)
+
+
 def test_without_keys_there_is_no_layer() -> None:
     async def main() -> None:
         async with Gateway(
