@@ -20,7 +20,7 @@ class Router:
             if twice:
                 raise ValueError(f"two handlers for {sorted(twice)}")
             self._exact.update(table)
-        self._below = [(path, method) for method, path in self._exact if path.endswith("/")]
+        self._below = [(path, method) for method, path in self._exact if _takes_below(path)]
 
     @property
     def routes(self) -> list[tuple[str, str]]:
@@ -49,5 +49,9 @@ class Router:
 
     def _methods(self, path: str) -> list[str]:
         return sorted(
-            {m for m, p in self._exact if p == path or (p.endswith("/") and path.startswith(p))}
+            {m for m, p in self._exact if p == path or (_takes_below(p) and path.startswith(p))}
         )
+
+
+def _takes_below(path: str) -> bool:
+    return path.endswith("/") and path != "/"

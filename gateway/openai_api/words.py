@@ -65,6 +65,7 @@ class Call:
 
 Handler = Callable[[Call], Awaitable[Reply]]
 Routes = Mapping[tuple[str, str], Handler]
-"""Handlers by method and path. A path ending in `/` takes everything below it."""
+"""Handlers by method and path. A path ending in `/` takes everything below it;
+`/` itself only itself."""
 
 JSON = ("content-type", "application/json")

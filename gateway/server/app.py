@@ -13,9 +13,11 @@ from gateway.events import ConfigReloaded, Event, Listener
 from gateway.gateway import Gateway
 from gateway.server.access import Access
 from gateway.server.asgi import ASGI
+from gateway.server.dashboard import Dashboard
 from gateway.server.operations import Operations
 from gateway.server.reloading import FileWatch, restart_needed
 from gateway.server.service import Service
+from gateway.telemetry.live import Live
 
 
 class App:
@@ -27,7 +29,7 @@ class App:
 
     Attributes:
         config: what it was started with.
-        gateway, service, operations: its parts.
+        gateway, service, operations, dashboard: its parts.
         asgi: the ASGI application.
     """
 
@@ -35,13 +37,17 @@ class App:
         self._given = dict(given or {})
         self.config = replace(config, server=replace(config.server, **self._given))
         listeners = _listeners(self.config)
-        self._tell = _all(listeners)
         self.gateway = Gateway(self.config, listeners=listeners)
+        live = Live(self.gateway.status)
+        self.gateway.listen(live)
+        self._tell = _all([*listeners, live])
         self.operations = Operations(self.gateway, self.reload)
+        self.dashboard = Dashboard(self.gateway, live)
         self.service = Service(
             self.gateway,
             Access(self.config),
             self.operations.routes(),
+            self.dashboard.routes(),
             tell=self._tell,
         )
         self.asgi = _with_cors(ASGI(self.service, self.config.server), self.config)
@@ -49,14 +55,16 @@ class App:
 
     async def start(self) -> None:
         """Begin what goes on beside requests."""
+        self.dashboard.start()
         source = self.config.source
         if self.config.server.watch and source is not None:
             watch = FileWatch(source, self.reload)
             self._watching = asyncio.get_running_loop().create_task(watch.run())
 
     def draining(self) -> None:
-        """A stop signal came: not ready any more."""
+        """A stop signal came: not ready any more, and nobody watches to the end."""
         self.operations.stopping = self.service.stopping = True
+        self.dashboard.close()
 
     async def stop(self) -> None:
         """Close the gateway."""

@@ -125,7 +125,8 @@ class Live:
             assert isinstance(event, AttemptFinished)
             self._attempt(event)
         elif isinstance(event, HTTPFinished):
-            self._now.turned_away += event.refused and event.status >= 400
+            # What no route matched is somebody who looks for something else.
+            self._now.turned_away += event.refused and event.status >= 400 and event.route != ""
         elif isinstance(event, CircuitChanged):
             self._circuit(event)
         elif isinstance(event, TargetResting):

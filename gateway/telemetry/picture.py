@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
 from gateway.telemetry import histogram, tally
 from gateway.telemetry.histogram import percentiles
@@ -12,18 +12,22 @@ from gateway.telemetry.sentences import headline, stand_in
 from gateway.telemetry.snapshot import ModeStanding, Snapshot
 from gateway.telemetry.tally import Tally
 
-_SHARES = (0.5, 0.95, 0.99)
+_SHARES: Final = (0.5, 0.95, 0.99)
 
 
-def picture(snapshot: Snapshot) -> dict[str, Any]:
+def picture(snapshot: Snapshot, history: History | None = None) -> dict[str, Any]:
     """What the dashboard shows. Times are in milliseconds or seconds as their names say.
 
-    `history` ends with the last whole step. Lines of the log are in order of time, the newest
-    last, and say how long ago they were.
+    `history` and `ten_minutes` end with the last whole step. Lines of the log are in order of time,
+    the newest last, and say how long ago they were.
+
+    Args:
+        snapshot: what is shown.
+        history: remembers what it worked out for the picture before; None is the first one.
     """
     modes = _modes(snapshot)
     tone, sentence = headline(modes)
-    ten_minutes = tally.total(snapshot.history.values())
+    history = history or History()
     age_s = snapshot.at - snapshot.since
     return {
         "headline": {"tone": tone, "text": sentence},
@@ -34,8 +38,8 @@ def picture(snapshot: Snapshot) -> dict[str, Any]:
         "queued": snapshot.queued,
         "modes": modes,
         "minute": _window(snapshot.minute, min(MINUTE_S, age_s)),
-        "ten_minutes": _window(ten_minutes, min(STEP_S * STEPS, age_s)),
-        "history": _history(snapshot),
+        "ten_minutes": _window(history.whole(snapshot), min(STEP_S * STEPS, age_s)),
+        "history": history.series(snapshot),
         "cache": snapshot.store,
         "config": snapshot.config,
         "events": [
@@ -49,6 +53,40 @@ def picture(snapshot: Snapshot) -> dict[str, Any]:
             for line in sorted(snapshot.lines.values(), key=lambda line: (line.at, line.key))
         ],
     }
+
+
+class History:
+    """The last ten minutes as series. The past changes no more: worked out once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[int, _Point]] = {}
+        self._whole = (-1, Tally())
+
+    def whole(self, snapshot: Snapshot) -> Tally:
+        """All whole steps together; added up once a step."""
+        last = int(snapshot.at) // STEP_S
+        if self._whole[0] != last:
+            spans = [span for step, span in snapshot.history.items() if step < last]
+            self._whole = (last, tally.total(spans))
+        return self._whole[1]
+
+    def series(self, snapshot: Snapshot) -> dict[str, Any]:
+        """Each figure of each step, the oldest first."""
+        last = int(snapshot.at) // STEP_S
+        steps = range(last - STEPS, last)
+        known: dict[int, tuple[int, _Point]] = {}
+        for step in steps:
+            span = snapshot.history.get(step)
+            if span is None:
+                continue
+            before = self._known.get(step)
+            # Counts only grow: as many requests as before are the same ones.
+            same = before is not None and before[0] == span.requests
+            known[step] = before if before and same else (span.requests, _point(span))
+        self._known = known
+        points = [known[step][1] if step in known else _SILENCE for step in steps]
+        columns = zip(*points, strict=True)
+        return {"step_s": STEP_S, **dict(zip(_Point._fields, map(list, columns), strict=True))}
 
 
 def _modes(snapshot: Snapshot) -> list[dict[str, Any]]:
@@ -122,37 +160,37 @@ def _seen(span: Tally) -> list[str]:
     return sorted(by | span.failures.keys() | span.first_token.keys())
 
 
-def _history(snapshot: Snapshot) -> dict[str, Any]:
-    last = int(snapshot.at) // STEP_S
-    spans = [snapshot.history.get(step) for step in range(last - STEPS, last)]
-    return {
-        "step_s": STEP_S,
-        "per_s": [span.requests / STEP_S if span else 0 for span in spans],
-        "degraded_per_s": [
-            span.outcomes.get("degraded", 0) / STEP_S if span else 0 for span in spans
-        ],
-        "failed_per_s": [_unanswered(span) / STEP_S if span else 0 for span in spans],
-        "hit_share": [_hits(span) for span in spans],
-        "latency_ms": _series([span.duration if span else {} for span in spans]),
-        "first_token_ms": _series(
-            [histogram.total(span.first_token.values()) if span else {} for span in spans]
-        ),
-        "tokens_per_s": [span.tokens / STEP_S if span else 0 for span in spans],
-    }
+class _Point(NamedTuple):
+    """One step of the history."""
+
+    per_s: float
+    degraded_per_s: float
+    failed_per_s: float
+    hit_share: float | None
+    tokens_per_s: float
+    latency_p50_ms: float | None
+    latency_p95_ms: float | None
+    first_token_p50_ms: float | None
+    first_token_p95_ms: float | None
 
 
-def _series(histograms: Sequence[Mapping[int, int]]) -> dict[str, list[float | None]]:
-    pairs = [percentiles(counts, (0.5, 0.95)) if counts else [None, None] for counts in histograms]
-    return {"p50": [_ms(pair[0]) for pair in pairs], "p95": [_ms(pair[1]) for pair in pairs]}
+_SILENCE: Final = _Point(0, 0, 0, None, 0, None, None, None, None)
 
 
-def _unanswered(span: Tally) -> int:
-    return span.outcomes.get("failed", 0) + span.outcomes.get("refused", 0)
-
-
-def _hits(span: Tally | None) -> float | None:
-    answered = span.answered if span else 0
-    return round(span.cached / answered, 4) if span and answered else None
+def _point(span: Tally) -> _Point:
+    outcomes, answered = span.outcomes, span.answered
+    unanswered = outcomes.get("failed", 0) + outcomes.get("refused", 0)
+    latency = percentiles(span.duration, _SHARES[:2])
+    first = percentiles(histogram.total(span.first_token.values()), _SHARES[:2])
+    return _Point(
+        span.requests / STEP_S,
+        outcomes.get("degraded", 0) / STEP_S,
+        unanswered / STEP_S,
+        round(span.cached / answered, 4) if answered else None,
+        span.tokens / STEP_S,
+        *map(_ms, latency),
+        *map(_ms, first),
+    )
 
 
 def _named(counts: Mapping[int, int]) -> dict[str, float | None]:

@@ -24,7 +24,7 @@ from gateway.events import (
 )
 from gateway.telemetry import histogram
 from gateway.telemetry.live import Live
-from gateway.telemetry.picture import picture
+from gateway.telemetry.picture import History, picture
 from gateway.telemetry.snapshot import Snapshot, merge
 
 MODES = ("creative", "balanced", "fast")
@@ -204,10 +204,21 @@ def test_the_history_is_aligned_and_ends_with_the_last_whole_step() -> None:
     history = stage.picture()["history"]
     assert history["per_s"][-1] == 2 / 5
     assert history["degraded_per_s"][-1] == 1 / 5
-    assert history["latency_ms"]["p50"][-1] == pytest.approx(1000, rel=histogram.ERROR + 0.01)
-    assert history["latency_ms"]["p50"][-2] is None
+    assert history["latency_p50_ms"][-1] == pytest.approx(1000, rel=histogram.ERROR + 0.01)
+    assert history["latency_p50_ms"][-2] is None
     stage.now = 1015.0
     assert stage.picture()["history"]["per_s"][-3] == 2 / 5
+
+
+def test_a_history_that_remembers_shows_what_one_that_does_not_would() -> None:
+    stage, history = Stage(now=1001.0), History()
+    for _ in range(20):
+        stage.request(duration_s=stage.now / 1000)
+        shown = picture(stage.live.snapshot(), history)["history"]
+        assert shown == stage.picture()["history"]
+        stage.now += 3
+    stage.now += 700
+    assert sum(picture(stage.live.snapshot(), history)["history"]["per_s"]) == 0
 
 
 def test_cache_hits_do_not_flatter_the_first_token() -> None:
