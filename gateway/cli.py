@@ -24,6 +24,7 @@ from gateway.errors import AllModesFailed, ConfigError, GatewayError, InvalidReq
 from gateway.events import Listener
 from gateway.gateway import Gateway
 from gateway.generation import Generation, Message
+from gateway.keys_cli import keys
 from gateway.validation import check_messages
 
 main = typer.Typer(
@@ -33,6 +34,7 @@ main = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+main.add_typer(keys, name="keys")
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="Configuration file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print data instead of text.")]

@@ -52,6 +52,7 @@ FLOORS = {
     "gateway.report": 7,
     "gateway.scenarios": 7,
     "gateway.cli": 9,
+    "gateway.keys_cli": 9,
     "gateway.__main__": 9,
 }
 
@@ -68,7 +69,7 @@ DOORS = {
     "opentelemetry": {"gateway.telemetry.traces"},
     "xllamacpp": {"gateway.providers.llama_server"},
     "matplotlib": {"gateway.plot"},
-    "typer": {"gateway.cli"},
+    "typer": {"gateway.cli", "gateway.keys_cli"},
     "torch": set(),
     "numpy": set(),
     "openai": set(),

@@ -90,6 +90,8 @@ class Service:
         call.id = _request_id(call)
         took_ms = (self._clock() - started) * 1000
         headers = [*headers, ("x-request-id", call.id), ("openai-processing-ms", f"{took_ms:.0f}")]
+        if call.caller.key:
+            headers += self.gateway.accounts.headers(call.caller.key)
         if isinstance(body, bytes):
             return status, headers, body
         return status, headers, self._streamed(body, call, route, started, reply)
