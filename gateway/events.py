@@ -48,6 +48,7 @@ class RequestFinished(Event, frozen=True, kw_only=True, tag="request_finished"):
 
     Attributes:
         error: the error's `code`, or "" on success.
+        operation: `chat`, or `text_completion` for a raw prompt.
         outcome: `ok`; `degraded` (a lower mode answered); `stale` (an entry past its lifetime);
             `invalid` (the caller's mistake); `refused` (we had no room, or no mode it may use);
             `failed` (upstream, or we); `abandoned` (the caller left).
@@ -85,6 +86,7 @@ class RequestFinished(Event, frozen=True, kw_only=True, tag="request_finished"):
     duration_s: float
     prompt_tokens: int
     completion_tokens: int
+    operation: str = "chat"
     outcome: str = "ok"
     status: int = 200
     key: str = ""

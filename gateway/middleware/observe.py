@@ -94,6 +94,7 @@ class Observe:
                 duration_s=now - request.started,
                 prompt_tokens=usage.prompt_tokens,
                 completion_tokens=usage.completion_tokens,
+                operation="text_completion" if request.raw else "chat",
                 outcome=outcome,
                 status=_status(generation, error),
                 key=request.key,

@@ -78,6 +78,7 @@ GAUGES: dict[str, Gauge] = {
     "gateway_key_tokens_left": Gauge(
         "Tokens a key has left this month; keys without a budget have none.", ("key",), min
     ),
+    "gateway_key_in_flight": Gauge("Requests under way that count against a key.", ("key",)),
     "gateway_listener_faults": Gauge("How often a listener of events has raised."),
     "gateway_config_on_trial": Gauge(
         "1 while a new configuration may still be taken back by itself.", (), max
@@ -92,7 +93,7 @@ GAUGES: dict[str, Gauge] = {
 def samples_of(status: Mapping[str, Any]) -> Iterator[Sample]:
     """One worker's samples, out of its `Gateway.status()`.
 
-    Of a key's budget it reads `status["keys"][NAME]["tokens_left"]`, where there is one.
+    How the keys stand (`Accounts.status`) is read from `status["keys"]`, where it is given.
     """
     for mode, about in status["modes"].items():
         yield from _mode(mode, about)
@@ -103,8 +104,10 @@ def samples_of(status: Mapping[str, Any]) -> Iterator[Sample]:
     yield "gateway_queue_depth", (), status["queued"]
     yield "gateway_in_flight_requests", (), status["in_flight"]
     for key, about in status.get("keys", {}).items():
-        if about.get("tokens_left") is not None:
-            yield "gateway_key_tokens_left", (key,), about["tokens_left"]
+        yield "gateway_key_in_flight", (key,), about["in_flight"]
+        if "monthly_tokens" in about:
+            month = about["monthly_tokens"]
+            yield "gateway_key_tokens_left", (key,), max(0, month["limit"] - month["used"])
     yield "gateway_listener_faults", (), status["listener_faults"]
     yield "gateway_config_on_trial", (), status["config"]["on_trial"]
     yield "gateway_workers", (), 1

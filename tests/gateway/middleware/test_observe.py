@@ -235,6 +235,14 @@ async def test_a_broken_stream_knows_its_upstream_and_an_abandoned_one_does_not(
     assert [event.outcome for event in seen.events] == ["failed", "abandoned"]
 
 
+@pytest.mark.parametrize(("raw", "operation"), [(False, "chat"), (True, "text_completion")])
+async def test_which_operation_it_was(raw: bool, operation: str) -> None:
+    seen = Observed()
+    seen.request.raw = raw
+    await (await seen.ask(Told())).finish()
+    assert seen.events[0].operation == operation
+
+
 async def test_whose_request_it_was() -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     seen = Observed()

@@ -218,12 +218,13 @@ def test_every_gauge_of_the_table_has_a_sample_of_a_real_status() -> None:
             return gateway.status()
 
     status = run(scenario)
-    status["keys"] = {"team": {"tokens_left": 5}, "free": {"tokens_left": None}}
+    month = {"monthly_tokens": {"limit": 1_000, "used": 400}}
+    status["keys"] = {"team": {"in_flight": 2, **month}, "free": {"in_flight": 0}}
     samples = list(samples_of(status))
     assert {name for name, *_ in samples} == set(GAUGES) - {"gateway_config_reload_success"}
     assert all(len(labels) == len(GAUGES[name].labels) for name, labels, _ in samples)
     assert len({sample[:2] for sample in samples}) == len(samples)
-    assert ("gateway_key_tokens_left", ("team",), 5) in samples
+    assert ("gateway_key_tokens_left", ("team",), 600) in samples
 
 
 def test_two_targets_of_one_name_are_told_apart() -> None:
