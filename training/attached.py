@@ -1,0 +1,92 @@
+"""What a checkpoint can hold beyond weights, once the manager knows the parts of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from training.errors import CheckpointForeign
+
+
+class Stateful(Protocol):
+    """Anything whose whole state can be taken and put back."""
+
+    def state_dict(self) -> Any:
+        """The state: tensors and JSON types."""
+        ...
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Become `state`."""
+        ...
+
+
+class Attached:
+    """The parts of one run: model, optimizer, and whatever else has a state.
+
+    Attributes:
+        model, optimizer: as given, None if not.
+        extra: further parts by name.
+    """
+
+    def __init__(self) -> None:
+        self.model: Any = None
+        self.optimizer: Any = None
+        self.extra: dict[str, Stateful] = {}
+
+    def __bool__(self) -> bool:
+        return self.model is not None or self.optimizer is not None or bool(self.extra)
+
+    def payload(self) -> dict[str, Any]:
+        """The state of every part, and of the random generators."""
+        from training.checkpoints.state import rng_state  # noqa: PLC0415
+
+        payload: dict[str, Any] = {"rng": rng_state()}
+        if self.model is not None:
+            payload["model"] = self.model.state_dict()
+        if self.optimizer is not None:
+            payload["optimizer"] = self.optimizer.state_dict()
+        if self.extra:
+            payload["extra"] = {name: part.state_dict() for name, part in self.extra.items()}
+        return payload
+
+    def restore(self, payload: Mapping[str, Any], path: str, *, rng: bool) -> list[str]:
+        """Put every part back, or none.
+
+        Args:
+            rng: whether the random generators go back, too: for a resume, not for a rollback.
+
+        Returns:
+            What was restored.
+
+        Raises:
+            CheckpointForeign: it is of another run; nothing has changed.
+        """
+        from training.checkpoints.state import check_fits, set_rng_state, staged  # noqa: PLC0415
+
+        if self.model is not None and "model" in payload:
+            check_fits(self.model, payload["model"], path)
+        before = {"rng": None, **staged({k: v for k, v in self.payload().items() if k != "rng"})}
+        try:
+            restored = self._put(payload)
+        except Exception as error:
+            self._put(before)
+            raise CheckpointForeign(f"it does not fit this run: {error}", path=path) from error
+        if rng and "rng" in payload:
+            set_rng_state(payload["rng"])
+            restored.append("rng")
+        return restored
+
+    def _put(self, payload: Mapping[str, Any]) -> list[str]:
+        restored = []
+        if self.model is not None and "model" in payload:
+            self.model.load_state_dict(payload["model"])
+            restored.append("model")
+        if self.optimizer is not None and "optimizer" in payload:
+            self.optimizer.load_state_dict(payload["optimizer"])
+            restored.append("optimizer")
+        saved = payload.get("extra", {})
+        for name, part in self.extra.items():
+            if name in saved:
+                part.load_state_dict(saved[name])
+                restored.append(name)
+        return restored

@@ -1,0 +1,1 @@
+"""Checkpoints that are whole or absent: staged, written, verified, kept, returned to."""

@@ -1,0 +1,48 @@
+"""Keeps broken gradients away from the weights: before a step, not after it.
+
+Stable-Baselines3 and RSL-RL crash inside their own `train()` once a weight is NaN, before any
+callback runs. So the check hangs on the optimizer: an update whose gradients are not finite is
+dropped, and Adam does nothing for parameters without a gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.utils import get_total_norm
+
+
+class GradientGuard:
+    """Drops updates with gradients that are not finite.
+
+    Args:
+        optimizer: any `torch.optim.Optimizer`.
+
+    Attributes:
+        dropped: updates dropped so far.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.dropped = 0
+        self._reported = 0
+        self._handle = optimizer.register_step_pre_hook(self._check)
+
+    def news(self) -> int:
+        """Updates dropped since the last call."""
+        new, self._reported = self.dropped - self._reported, self.dropped
+        return new
+
+    def remove(self) -> None:
+        """Let every update through again."""
+        self._handle.remove()
+
+    def _check(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        # One number tells: the norm of all is finite only if each part is. A norm that overflows
+        # although each part is finite would be no update to make, either.
+        if gradients and not bool(torch.isfinite(get_total_norm(gradients))):
+            for parameter in parameters:
+                parameter.grad = None
+            self.dropped += 1

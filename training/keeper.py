@@ -1,0 +1,177 @@
+"""Keeps a run's checkpoints and takes the run back to one: the hands of `OperationsManager`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from training.attached import Attached
+from training.config import CheckpointConfig
+from training.recovery import Decision
+
+if TYPE_CHECKING:  # it needs torch, and a run without checkpoints does not
+    from training.checkpoints.store import CheckpointStore, Loaded
+
+ModelState = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+_SEED_STEP = 1_000_003
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """A rollback that was carried out.
+
+    Attributes:
+        path: the checkpoint.
+        step: its step.
+        restored: the attached parts that went back.
+        passed_by: newer checkpoints that could not be used, and why.
+    """
+
+    path: str
+    step: int
+    restored: list[str]
+    passed_by: list[str]
+
+
+class Keeper:
+    """Checkpoints out, checkpoints in.
+
+    Args:
+        folder: this run's own.
+        config: read anew at each save.
+        ops_state: the manager's own state, kept with each checkpoint.
+        seed: where reseeding after a rollback starts from.
+
+    Attributes:
+        attached: the parts of the run.
+        lr_scale: what the rollbacks so far made of the learning rate.
+        rollbacks: how many there were.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        config: Callable[[], CheckpointConfig],
+        ops_state: Callable[[], dict[str, Any]],
+        seed: int,
+    ) -> None:
+        self.attached = Attached()
+        self.lr_scale = 1.0
+        self.rollbacks = 0
+        self._folder = folder
+        self._config = config
+        self._ops_state = ops_state
+        self._seed = seed
+        self._store: CheckpointStore | None = None
+        self._restored_from: str | None = None
+
+    @property
+    def store(self) -> CheckpointStore:
+        """The folder; opened when first needed.
+
+        Raises:
+            FolderBusy, SaveFailed: see `CheckpointStore`.
+            ModuleNotFoundError: torch is not installed; names the extra.
+        """
+        if self._store is None:
+            try:
+                from training.checkpoints.store import CheckpointStore  # noqa: PLC0415
+            except ModuleNotFoundError as error:
+                raise ModuleNotFoundError(
+                    f"checkpoints need {error.name}: pip install 'downshift-gateway[training]'"
+                ) from None
+            config = self._config()
+            self._store = CheckpointStore(
+                self._folder, keep=config.max_checkpoints, background=config.async_save
+            )
+        return self._store
+
+    def failures(self) -> list[Exception]:
+        """Saves in the background that failed since the last call."""
+        return list(self._store.failures()) if self._store is not None else []
+
+    def save(
+        self, step: int, numbers: Mapping[str, Any], model_state: ModelState | None
+    ) -> str | None:
+        """Stage a checkpoint; its path, or None if there is nothing to save.
+
+        Raises:
+            SaveFailed, FolderBusy: see `CheckpointStore.save`.
+        """
+        if model_state is None and not self.attached:
+            return None
+        payload = self.attached.payload()
+        if model_state is not None and "model" not in payload:
+            payload["model"] = model_state() if callable(model_state) else model_state
+        payload["ops"] = self._ops_state()
+        self.store.keep(self._config().max_checkpoints)
+        return self.store.save(
+            step, payload, metrics=_plain(numbers), score=numbers.get("reward_mean")
+        )
+
+    def go_back(self, decision: Decision) -> Return | None:
+        """Carry out a decision to restore; None if there is no healthy checkpoint yet.
+
+        Raises:
+            CheckpointForeign: the last healthy one is of another run; nothing has changed.
+        """
+        loaded = self.store.last_healthy()
+        if loaded is None:
+            return None
+        restored = self.attached.restore(loaded.payload, loaded.path, rng=False)
+        self._restored_from = loaded.path
+        self.rollbacks += 1
+        self.store.attempt += 1
+        self.lr_scale *= decision.lr_factor
+        self._avoid_a_replay()
+        return Return(loaded.path, loaded.manifest.step, restored, loaded.passed_by)
+
+    def suspect_last(self) -> None:
+        """What was restored last led straight back into trouble: go past it."""
+        if self._restored_from is not None:
+            self.store.suspect(self._restored_from)
+
+    def resume(self) -> tuple[Loaded, list[str]] | None:
+        """The last healthy checkpoint, put back with the random generators; None if none.
+
+        Raises:
+            CheckpointForeign: it is of another run; nothing has changed.
+        """
+        loaded = self.store.last_healthy()
+        if loaded is None:
+            return None
+        return loaded, self.attached.restore(loaded.payload, loaded.path, rng=True)
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Wait until every checkpoint under way is on disk."""
+        if self._store is not None:
+            self._store.flush(timeout_s)
+
+    def close(self) -> None:
+        """Flush, and let go of the folder. Idempotent."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def _avoid_a_replay(self) -> None:
+        """The same random numbers and the same step size would lead to the same place."""
+        from training.checkpoints.state import reseed  # noqa: PLC0415
+
+        if self.attached.optimizer is not None:
+            for group in self.attached.optimizer.param_groups:
+                group["lr"] *= self.lr_scale
+        reseed(self._seed + _SEED_STEP * self.rollbacks)
+
+
+def _plain(numbers: Mapping[str, Any]) -> dict[str, float]:
+    plain = {}
+    for name, value in numbers.items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            continue
+        if math.isfinite(number):
+            plain[name] = number
+    return plain
