@@ -24,6 +24,8 @@ from gateway.validation import build_request
 if TYPE_CHECKING:
     import httpx
 
+    from gateway.embedding.embeddings import Embeddings
+    from gateway.embedding.vectors import Embedding
     from gateway.pipeline import Pipeline
     from gateway.policies.quota import Accounts
     from gateway.stores.shared import SharedStore
@@ -69,6 +71,7 @@ class Gateway:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sync: LoopThread | None = None
         self._closed = False
+        self._embeddings: Embeddings | None = None
         if shared is not None:
             shared.on_change = self._sharing
         self._in_force = InForce(config, self._build, self._events, clock)
@@ -238,6 +241,48 @@ class Gateway:
 
         return GenerationStream(request.id, open_answer)
 
+    async def embed(
+        self,
+        texts: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]],
+        model: str | None = None,
+        *,
+        deadline: float | None = None,
+        tenant: str = "",
+        key: str = "",
+        trace: str = "",
+        generation_id: str = "",
+        extra_body: Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> Embedding:
+        """Turn texts into vectors; a target that fails is walked past to another of its model.
+
+        Args:
+            texts: a text or several, or their tokens.
+            model: a model of `[[embeddings.targets]]`; None is the first one's.
+            deadline: seconds until there must be vectors or an error; None is 120.
+            tenant, key, trace, generation_id, extra_body: as in `generate`.
+            **fields: any other body field (`dimensions`, ...), passed on whole.
+
+        Raises:
+            InvalidRequest: an argument is wrong, or no target has that model.
+            CircuitOpen, AdmissionRejected, AllModesFailed, DeadlineExceeded, UpstreamError: see
+                `gateway.errors`.
+        """
+        self._check_loop()
+        pipeline = self._in_force.pipeline
+        return await self._embedder().embed(
+            pipeline.config,
+            pipeline.accounts,
+            texts,
+            model,
+            {**fields, **(extra_body or {})},
+            deadline=deadline,
+            tenant=tenant,
+            key=key,
+            trace=trace,
+            generation_id=generation_id,
+        )
+
     def generate_sync(
         self, prompt: str | Sequence[Message], mode: str | None = None, **options: Any
     ) -> Generation:
@@ -355,6 +400,8 @@ class Gateway:
             return
         self._closed = True
         await self._in_force.aclose()
+        if self._embeddings is not None:
+            await self._embeddings.aclose()
         await self._ratings.aclose()
 
     def close(self) -> None:
@@ -389,9 +436,18 @@ class Gateway:
         # Here and not at the top: whoever only imports us does not pay for what a pipeline needs.
         from gateway.pipeline import Pipeline  # noqa: PLC0415
 
+        if config.embeddings:
+            self._embedder().places.configure(config)
         return Pipeline(
             config, self._clock, self._events, self._latency, self._ended, before, self._shared
         )
+
+    def _embedder(self) -> Embeddings:
+        from gateway.embedding.embeddings import Embeddings  # noqa: PLC0415
+
+        if self._embeddings is None:
+            self._embeddings = Embeddings(self._clock, self._events)
+        return self._embeddings
 
     def _sharing(self, shared: bool, detail: str) -> None:
         self._events.emit(SharingChanged(at=self._clock(), shared=shared, detail=detail))

@@ -8,6 +8,7 @@ from typing import Any
 from gateway.errors import GatewayError
 from gateway.openai_api.chat import Chat
 from gateway.openai_api.completions import Completions
+from gateway.openai_api.embeddings import EmbeddingRoute
 from gateway.openai_api.errors import error_reply
 from gateway.openai_api.models import Models
 from gateway.openai_api.router import Router
@@ -39,6 +40,7 @@ class OpenAIAPI:
             **models.routes(),
             **Chat(serving).routes(),
             **Completions(serving).routes(),
+            **EmbeddingRoute(gateway).routes(),
         }
         self._router = Router(self.routes)
 

@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 
 from gateway.errors import InvalidRequest
-from gateway.openai_api.errors import UnsupportedMediaType
 from gateway.openai_api.words import Call
 
 MAX_DEPTH = 100
@@ -21,12 +20,8 @@ def read_object(call: Call) -> dict[str, Any]:
     """Read the JSON object in a request's body. Of a key given twice the last one counts.
 
     Raises:
-        UnsupportedMediaType: the headers say that it is no JSON.
         InvalidRequest: no JSON (RFC 8259, so no NaN and no lone surrogates), no object, too deep.
     """
-    media_type = call.headers.get("content-type", "")
-    if media_type and "json" not in media_type.lower():
-        raise UnsupportedMediaType("send JSON, with the header content-type: application/json")
     body = call.body
     try:
         fields = _decode(body)

@@ -94,14 +94,15 @@ class UnsupportedMediaType(InvalidRequest):
 class _Wire(NamedTuple):
     """What an upstream's error is to the client; None leaves the error's own.
 
-    `phrases`: at least one must stand in the message, or the first is added: what clients that
-    read messages look for (LangChain, qwen-agent).
+    `phrases` are what clients that read messages look for (LangChain, qwen-agent): if one of them
+    is missing, `hint`, which has them all, is added.
     """
 
     status: int | None = None
     type: str | None = None
     code: str | None = None
     phrases: tuple[str, ...] = ()
+    hint: str = ""
 
 
 _KINDS: dict[ErrorKind, _Wire] = {
@@ -113,13 +114,18 @@ _KINDS: dict[ErrorKind, _Wire] = {
     ErrorKind.AUTH: _Wire(502, "server_error", "upstream_authentication"),
     ErrorKind.MODEL: _Wire(404, "not_found_error", "model_not_found"),
     ErrorKind.CONTEXT: _Wire(
-        400, "invalid_request_error", "context_length_exceeded", ("maximum context length",)
+        400,
+        "invalid_request_error",
+        "context_length_exceeded",
+        ("context_length_exceeded", "maximum context length", "exceeds the context window"),
+        "context_length_exceeded: it exceeds the context window, the maximum context length",
     ),
     ErrorKind.CONTENT: _Wire(
         400,
         "invalid_request_error",
         "content_filter",
-        ("inappropriate content", "DataInspectionFailed"),
+        ("inappropriate content",),
+        "content_filter: inappropriate content",
     ),
 }
 _OWN = _Wire()
@@ -139,7 +145,7 @@ def error_fields(error: BaseException) -> dict[str, Any]:
         return _SERVER_ERROR
     wire = _wire(error)
     fields: dict[str, Any] = {
-        "message": _message(error.message, wire.phrases),
+        "message": _message(error.message, wire),
         "type": wire.type or error.type,
         "param": getattr(error, "param", None),
         "code": wire.code or error.code,
@@ -157,15 +163,13 @@ def envelope(error: BaseException) -> bytes:
 def error_headers(error: BaseException) -> list[tuple[str, str]]:
     """`retry-after` (1 to 60 s, in both units) where trying again can help, and whether to."""
     headers = [("content-type", "application/json"), *getattr(error, "headers", ())]
-    wait = _wait_s(error)
-    if wait is not None:
-        milliseconds = math.ceil(wait * 1000)
-        headers += [
-            ("retry-after", str(math.ceil(wait))),
-            ("retry-after-ms", str(milliseconds)),
-        ]
-    soon = wait is not None and wait <= _SOON_S and not _spent(error)
-    headers.append(("x-should-retry", "true" if soon else "false"))
+    said = _wait_s(error)
+    if said is not None:
+        low, high = _WAIT_BOUNDS_S
+        wait = min(high, max(low, said))  # in this order a NaN ends up as `low`
+        headers.append(("retry-after", str(math.ceil(wait))))
+        headers.append(("retry-after-ms", str(math.ceil(wait * 1000))))
+    headers.append(("x-should-retry", "true" if _can_help(error, said) else "false"))
     return headers
 
 
@@ -184,23 +188,27 @@ def _wait_s(error: BaseException) -> float | None:
     if wait is None and isinstance(error, UpstreamError):
         judgement = judge(error)
         wait = None if judgement.out else judgement.cool_s or None
-    if wait is None:
-        return None
-    low, high = _WAIT_BOUNDS_S
-    return min(high, max(low, wait))  # in this order a NaN ends up as `low`
+    return wait
+
+
+def _can_help(error: BaseException, wait: float | None) -> bool:
+    """Whether the same client should ask again: who was told a limit and a time, or will find a
+    place in a moment. Never where our own attempts failed: that multiplies an outage.
+    """
+    if wait is None or _spent(error):
+        return False
+    return wait <= (_WAIT_BOUNDS_S[1] if status_of(error) == 429 else _SOON_S)
 
 
 def _spent(error: BaseException) -> bool:
-    """Whether our own attempts failed: a client that repeats them multiplies an outage."""
+    """Whether we have tried, and failed."""
     if isinstance(error, AllModesFailed):
         return any(map(_spent, error.causes.values()))
     return isinstance(error, UpstreamError) and judge(error).outcome is Outcome.FAILURE
 
 
-def _message(message: str, phrases: tuple[str, ...]) -> str:
+def _message(message: str, wire: _Wire) -> str:
     # msgspec refuses lone surrogates, and an error must always be sayable.
     message = message.encode("utf-8", "replace").decode()
     lower = message.lower()
-    if not phrases or any(phrase.lower() in lower for phrase in phrases):
-        return message
-    return f"{message} ({phrases[0]})"
+    return message if all(p in lower for p in wire.phrases) else f"{message} ({wire.hint})"

@@ -75,7 +75,7 @@ class Models:
         }
 
     async def list_all(self, call: Call) -> Reply:
-        """`GET /models`: the modes, `auto`, the aliases and the concrete models."""
+        """`GET /models`: the modes, `auto`, the aliases, concrete models and those that embed."""
         return 200, [JSON], _encode({"object": "list", "data": self._all(call.caller)})
 
     async def show(self, call: Call) -> Reply:
@@ -88,17 +88,22 @@ class Models:
 
     def _all(self, caller: Caller) -> list[dict[str, Any]]:
         concrete = self._concrete()
-        owners = dict.fromkeys([*self._gateway.modes, "auto", *self._gateway.config.aliases])
-        names = list(dict.fromkeys([*owners, *(m for of in concrete.values() for m in of if m)]))
+        ours = dict.fromkeys([*self._gateway.modes, "auto", *self._gateway.config.aliases])
+        theirs = dict.fromkeys(model for of in concrete.values() for model in of if model)
+        names = [name for name in {**ours, **theirs} if self._may(name, caller)]
+        names += [
+            model
+            for model in dict.fromkeys(target.model for target in self._gateway.config.embeddings)
+            if model and model not in names and (caller.modes is None or model in caller.modes)
+        ]
         return [
             {
                 "id": name,
                 "object": "model",
                 "created": 0,
-                "owned_by": "gateway" if name in owners else "upstream",
+                "owned_by": "gateway" if name in ours else "upstream",
             }
             for name in names
-            if self._may(name, caller)
         ]
 
     def _may(self, name: str, caller: Caller) -> bool:

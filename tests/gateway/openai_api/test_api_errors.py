@@ -105,15 +105,16 @@ def test_no_kind_of_upstream_error_is_the_clients_500(kind: ErrorKind) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "phrase"),
+    ("kind", "phrases"),
     [
-        (ErrorKind.CONTEXT, "maximum context length"),
-        (ErrorKind.CONTENT, "inappropriate content"),
+        (ErrorKind.CONTEXT, ["context_length_exceeded", "maximum context length"]),
+        (ErrorKind.CONTEXT, ["exceeds the context window"]),
+        (ErrorKind.CONTENT, ["inappropriate content"]),
     ],
 )
-def test_messages_hold_the_phrases_clients_look_for(kind: ErrorKind, phrase: str) -> None:
-    assert phrase in told(UpstreamRejected("too long", kind=kind))[2]["message"]
-    said = f"the {phrase} is what it is"
+def test_messages_hold_the_phrases_clients_look_for(kind: ErrorKind, phrases: list[str]) -> None:
+    said = told(UpstreamRejected("too long", kind=kind))[2]["message"]
+    assert all(phrase in said for phrase in phrases)
     assert told(UpstreamRejected(said, kind=kind))[2]["message"] == said
 
 
@@ -125,7 +126,7 @@ def test_messages_hold_the_phrases_clients_look_for(kind: ErrorKind, phrase: str
         (5.0, "5", "false"),
         (1e9, "60", "false"),
         (math.inf, "60", "false"),
-        (math.nan, "1", "true"),
+        (math.nan, "1", "false"),
     ],
 )
 def test_waits_are_between_one_second_and_a_minute(wait: float, seconds: str, retry: str) -> None:
@@ -133,6 +134,22 @@ def test_waits_are_between_one_second_and_a_minute(wait: float, seconds: str, re
     assert headers["retry-after"] == seconds
     assert 1000 <= int(headers["retry-after-ms"]) <= 60_000
     assert headers["x-should-retry"] == retry
+
+
+@pytest.mark.parametrize(
+    ("error", "retry"),
+    [
+        (UpstreamThrottled("x", retry_after=30), "true"),
+        (UpstreamThrottled("x", retry_after=61), "false"),
+        (AdmissionRejected("x", retry_after=30), "true"),
+        (AdmissionRejected("x"), "false"),
+        (UpstreamUnavailable("x", retry_after=1), "false"),
+        (AllModesFailed("x", {"m": UpstreamUnavailable("y")}, retry_after=1), "false"),
+        (AllModesFailed("x", {"m": CircuitOpen("y", mode="m")}, retry_after=1), "true"),
+    ],
+)
+def test_only_who_can_be_served_then_is_asked_to_try_again(error: GatewayError, retry: str) -> None:
+    assert told(error)[1]["x-should-retry"] == retry
 
 
 def test_who_was_not_told_how_long_to_wait_waits_as_long_as_we_do() -> None:

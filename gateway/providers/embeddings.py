@@ -1,0 +1,272 @@
+"""One target that embeds texts, behind an OpenAI-compatible `/embeddings`.
+
+The vectors pass through as the bytes they came in: they are most of the answer, and no float is
+read or written anew. Only a caller who asked for base64 where the backend knows none has them
+encoded here.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import msgspec
+
+from gateway.errors import ConfigError, ErrorKind, UpstreamError, UpstreamUnavailable
+from gateway.generation import Usage
+from gateway.modes import TargetOptions
+from gateway.providers.capabilities import capabilities
+from gateway.providers.dialects import parse_error, parse_event_error
+from gateway.providers.local import LocalModel, LocalOptions
+from gateway.providers.model_process import Endpoint
+from gateway.transport.base import Client, Origin, Response, request_head
+
+_encode = msgspec.json.Encoder().encode
+_raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_usage = msgspec.json.Decoder(dict[str, Any] | None).decode
+_text = msgspec.json.Decoder(str).decode
+
+_MOST_BYTES = 256 * 1024 * 1024
+# The official clients ask for base64 unless told otherwise; these answer that with a 400.
+_FLOATS_ONLY = frozenset({"dashscope"})
+_FIRST_VECTOR = re.compile(rb'"embedding"\s*:\s*(.)')
+_HOSTED_MODEL = "text-embedding-v4"  # DashScope's default
+
+
+class Vectors(msgspec.Struct):
+    """What a target answered.
+
+    Attributes:
+        fields: the whole JSON object, each value as it came; `data` holds the vectors.
+        model: who embedded, as the target says.
+        usage: token counts.
+    """
+
+    fields: dict[str, msgspec.Raw]
+    model: str
+    usage: Usage
+
+
+class Embedder(Protocol):
+    """One target.
+
+    Attributes:
+        name: for people and logs, such as `vllm/bge-m3`; never a credential.
+        model: what a request's `model` is compared with.
+        domain: failure domain: targets that fail together share it.
+        headers_s: how long one answer may take, seconds.
+    """
+
+    name: str
+    model: str
+    domain: str
+    headers_s: float
+
+    async def embed(self, body: Mapping[str, Any], request_id: str) -> Vectors:
+        """Send one request.
+
+        Args:
+            body: `input` and the caller's other fields.
+            request_id: sent upstream as `x-request-id`.
+
+        Raises:
+            UpstreamError: it did not answer with vectors.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Give back what was started for it."""
+        ...
+
+
+def build_embedder(
+    options: TargetOptions, client: Client, api_key: Callable[[TargetOptions], str | None]
+) -> Embedder:
+    """Build one resolved target of `[[embeddings.targets]]`.
+
+    Raises:
+        ConfigError: a kind that cannot embed, no model, a missing key or weights.
+    """
+    if options.kind == "local":
+        return LocalEmbedder(options, client)
+    if options.kind in ("simulated", "callable"):
+        raise ConfigError(f"kind {options.kind!r} cannot embed", key="kind")
+    return HTTPEmbedder(options, client, api_key=api_key(options))
+
+
+class HTTPEmbedder:
+    """An endpoint and a model; an `Embedder`.
+
+    Args:
+        options: the target.
+        client: sends the requests. Not closed here.
+        api_key: sent as a bearer token, None sends none. Shown nowhere.
+
+    Raises:
+        ConfigError: a model that must be named, an address or header that cannot be sent.
+    """
+
+    def __init__(self, options: TargetOptions, client: Client, *, api_key: str | None) -> None:
+        row = capabilities(options.kind)
+        model = options.model or (_HOSTED_MODEL if options.kind == "dashscope" else "")
+        if not model:
+            raise ConfigError("an embedding target must be told which model", key="model")
+        self.model = model
+        self.name = f"{options.kind}/{model}"
+        self.headers_s = options.headers_s
+        self._kind = options.kind
+        self._client = client
+        self._secret = api_key
+        self._origin, self._head = _address(options.base_url or row.base_url, options, api_key)
+        digest = hashlib.sha256((api_key or "").encode()).hexdigest()[:8]
+        self.domain = f"{self._origin}#{digest}"
+
+    def __repr__(self) -> str:
+        return f"HTTPEmbedder({self.name!r}, {str(self._origin)!r})"
+
+    async def embed(self, body: Mapping[str, Any], request_id: str) -> Vectors:
+        """Send one request; see `Embedder.embed`."""
+        wants_base64 = body.get("encoding_format") == "base64"
+        asked = {**body, "model": self.model}
+        if wants_base64 and self._kind in _FLOATS_ONLY:
+            asked["encoding_format"] = "float"
+        head = self._head
+        if request_id.isascii() and request_id.isprintable():
+            head += b"x-request-id: %b\r\n" % request_id.encode("ascii")
+        try:
+            response = await self._client.request(self._origin, head, _encode(asked))
+            try:
+                answer = await response.read_all(_MOST_BYTES)
+                response.release()
+            except BaseException:
+                response.close()
+                raise
+        except UpstreamError as error:
+            error.target = error.target or self.name
+            raise
+        if not 200 <= response.status < 300:
+            raise self._refusal(response, answer)
+        return self._read(answer, wants_base64=wants_base64)
+
+    async def aclose(self) -> None:
+        """Nothing of this target's own is open: connections belong to the client."""
+
+    def _refusal(self, response: Response, body: bytes) -> UpstreamError:
+        headers = {name.decode("latin-1"): v.decode("latin-1") for name, v in response.headers}
+        return parse_error(
+            response.status,
+            headers,
+            body[:65536],
+            kind=self._kind,
+            target=self.name,
+            secret=self._secret,
+        )
+
+    def _read(self, answer: bytes, *, wants_base64: bool) -> Vectors:
+        try:
+            fields = _raw_fields(answer)
+            data = bytes(fields.get("data", b"")).strip()
+            usage = _usage(fields.get("usage", b"null"))
+            model = _text(fields.get("model", b'""'))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise self._broken(
+                ErrorKind.MALFORMED, "something that is no list of vectors"
+            ) from None
+        if "data" not in fields and ("error" in fields or "code" in fields):
+            raise parse_event_error(answer, kind=self._kind, target=self.name, secret=self._secret)
+        if not data.startswith(b"["):
+            raise self._broken(ErrorKind.MALFORMED, "something that is no list of vectors")
+        first = _FIRST_VECTOR.search(data)
+        if first is None:
+            raise self._broken(ErrorKind.EMPTY, "no vectors")
+        if wants_base64 and first[1] == b"[":
+            try:
+                fields["data"] = msgspec.Raw(_in_base64(data))
+            except ValueError:
+                raise self._broken(ErrorKind.MALFORMED, "vectors of no numbers") from None
+        return Vectors(fields, model or self.model, Usage.of(usage))
+
+    def _broken(self, kind: ErrorKind, what: str) -> UpstreamUnavailable:
+        return UpstreamUnavailable(f"{self.name} answered with {what}", kind=kind, target=self.name)
+
+
+class LocalEmbedder:
+    """The embedded model; an `Embedder`. Shares its process with chat targets of equal options.
+
+    Its vectors are means over the tokens of a small chat model: good enough to try things out.
+
+    Args:
+        options: a target of kind "local".
+        client: sends the requests.
+        model: the process; None shares the one with the same options.
+    """
+
+    def __init__(
+        self, options: TargetOptions, client: Client, *, model: LocalModel | None = None
+    ) -> None:
+        needs = model.options if model else LocalOptions.of(options)
+        self.model = options.model or needs.model
+        self.name = f"local/{self.model}"
+        self.domain = f"local/{needs.instance}"
+        self.headers_s = options.headers_s
+        self._options = replace(options, kind="llama_cpp", model=self.model, options={})
+        self._client = client
+        self._endpoint: Endpoint | None = None
+        self._server: HTTPEmbedder | None = None
+        self.process = model or LocalModel.share(needs)  # from here on it must be closed
+
+    async def embed(self, body: Mapping[str, Any], request_id: str) -> Vectors:
+        """Start the process if it is not running, and ask it; see `Embedder.embed`."""
+        endpoint = await self.process.endpoint()
+        if endpoint != self._endpoint:  # every start of it takes a port of its own
+            self._endpoint = endpoint
+            here = replace(self._options, base_url=f"{endpoint.address}/v1")
+            self._server = HTTPEmbedder(here, self._client, api_key=None)
+        assert self._server is not None
+        return await self._server.embed(body, request_id)
+
+    async def aclose(self) -> None:
+        """Give the process back; the last target that uses it stops it."""
+        await self.process.aclose()
+
+
+def _in_base64(data: bytes) -> bytes:
+    """The same entries with each vector as little-endian 32-bit floats in base64 (OpenAI).
+
+    Raises:
+        ValueError: they are no entries with vectors of numbers.
+    """
+    entries = msgspec.json.decode(data)
+    try:
+        for entry in entries:
+            floats = entry["embedding"]
+            packed = struct.pack(f"<{len(floats)}f", *floats)
+            entry["embedding"] = base64.b64encode(packed).decode()
+    except (TypeError, KeyError, struct.error, OverflowError) as error:
+        raise ValueError(str(error)) from None
+    return _encode(entries)
+
+
+def _address(base_url: str, options: TargetOptions, api_key: str | None) -> tuple[Origin, bytes]:
+    """Where requests go, and everything of a request that never changes."""
+    parts = urlsplit(base_url)
+    headers = {
+        "accept": "application/json",
+        "content-type": "application/json",
+        "user-agent": "downshift-gateway",
+    }
+    if api_key:
+        headers["authorization"] = f"Bearer {api_key}"
+    headers.update((name.lower(), value) for name, value in options.headers.items())
+    path = f"{parts.path.rstrip('/')}/embeddings" + (f"?{parts.query}" if parts.query else "")
+    try:
+        origin = Origin.from_url(base_url)
+        return origin, request_head("POST", path, origin, headers.items())
+    except ValueError as error:
+        raise ConfigError(str(error), key="base_url") from None
