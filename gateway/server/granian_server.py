@@ -41,6 +41,7 @@ class GranianServer:
                 "cors_origins need the runner uvicorn", table="server", key="cors_origins"
             )
         self._app = app
+        self._sock = sock
         self._rsgi = RSGI(app.service, options)
         self._shutdown_s = options.shutdown_s
         self._server = _OnSocket(
@@ -61,6 +62,7 @@ class GranianServer:
     async def stop(self, at_once: asyncio.Event) -> None:
         """Accept nobody any more, let answers under way end, then break off what is left."""
         assert self._serving is not None
+        self._sock.close()
         self._server.stop()  # type: ignore[no-untyped-call]
         for task in list(self._app.service.endless):
             if task is not None:

@@ -92,8 +92,30 @@ class Live:
                     return found
                 await asyncio.sleep(0.02)
 
+    async def memory_mb(self) -> float:
+        """Its largest resident size so far."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        return int(found[1]) / 1024 if found else 0.0
+
+    async def files(self) -> int:
+        """Its open files."""
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
     def send_signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
+
+    async def refuses(self) -> None:
+        """Wait until nobody is let in any more; it may say before that it is not ready."""
+        stopping = False
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                try:
+                    status = (await self.get("/readyz")).status
+                    assert status == 503 or not stopping
+                    stopping = status == 503
+                except (OSError, asyncio.IncompleteReadError):
+                    return
 
     async def ended(self) -> int:
         async with asyncio.timeout(PATIENCE_S):
@@ -106,7 +128,11 @@ class Live:
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
+        except OSError:
+            sock.close()
+            raise
         limit = 64 if receive_buffer else 2**20
         client = Client(*await asyncio.open_connection(sock=sock, limit=limit))
         self._clients.append(client)
