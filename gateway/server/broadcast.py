@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Final
 
 Frame = Callable[[bool], bytes]
@@ -91,13 +92,11 @@ class Broadcast:
                 self._let_go(queue)
 
     async def _pause(self) -> None:
-        self._news.clear()
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(self._every_s):
                 await self._news.wait()
                 await asyncio.sleep(_GATHER_S)
-        except TimeoutError:
-            pass
+        self._news.clear()
 
     def _let_go(self, queue: asyncio.Queue[bytes | None]) -> None:
         self._viewers.discard(queue)

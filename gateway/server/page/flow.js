@@ -41,7 +41,7 @@ function tone(asked, by) {
 }
 
 function picture(rows, names, total, width) {
-  const height = 268;
+  const height = 284;
   const side = Math.min(150, width * 0.36);
   const seen = new Set(rows.flatMap(([, by]) => by.map(([who]) => who)));
   const rightNames = [...names, ...EXTRA].filter((name) => names.includes(name) || seen.has(name));
@@ -71,7 +71,7 @@ function picture(rows, names, total, width) {
   }
   const label = (x, y, anchor, name, more, muted) =>
     svg("text", { x, y, "text-anchor": anchor, class: muted ? "label muted" : "label" }, svg("tspan", { class: "name" }, name), svg("tspan", { x, dy: 14, class: "more" }, more));
-  const bar = (x, node, name) => svg("rect", { x, y: node.y, width: BAR, height: Math.max(1, node.high), rx: 2, class: "node", "data-who": name });
+  const bar = (x, node, name) => svg("rect", { x, y: node.y, width: BAR, height: node.high, rx: 2, class: "node", "data-who": name });
 
   return svg(
     "svg",

@@ -2,7 +2,7 @@
 
 import { byId, el, setAttribute, setText, shape } from "./dom.js";
 import { operate } from "./keys.js";
-import { COUNTED, NONE, count, countdown, many, phase, pair, seconds } from "./words.js";
+import { COUNTED, NONE, count, countdown, many, phase, seconds, timeText } from "./words.js";
 
 const HOWS = ["auto", "open", "closed"];
 const FACTS = [
@@ -35,7 +35,8 @@ export function tickLadder(now) {
 }
 
 function makeRow(name) {
-  const facts = Object.fromEntries(FACTS.map(([key]) => [key, el("dd")]));
+  // A figure, and below it in small what one reads it against.
+  const facts = Object.fromEntries(FACTS.map(([key]) => [key, el("dd", {}, el("span"), el("small", { class: "muted" }))]));
   const row = {
     facts,
     mark: el("span", { class: "mark" }),
@@ -87,12 +88,15 @@ function update(row, mode, seen, budget) {
   if (row.until == null) setText(row.count, "");
 
   const first = seen?.first_token_ms ?? {};
-  const { facts } = row;
-  setText(facts.ttl, seconds(mode.ttl_s));
-  setText(facts.first, first.p50 == null ? NONE : pair(first.p50, first.p95));
-  setText(facts.answers, count(seen?.answers ?? 0) + (seen?.failures ? `, ${count(seen.failures)} failed` : ""));
-  setText(facts.flight, `${count(mode.in_flight)} of ${count(mode.cap)}`);
-  setText(facts.rating, mode.rating.count ? `${mode.rating.mean.toFixed(1)} (${count(mode.rating.count)})` : NONE);
+  const { rating } = mode;
+  const shown = {
+    ttl: [seconds(mode.ttl_s), mode.downshifted ? "shortened" : ""],
+    first: [timeText(first.p50), first.p95 == null ? "" : `p95 ${timeText(first.p95)}`],
+    answers: [count(seen?.answers ?? 0), seen?.failures ? `${many(seen.failures, "call")} failed` : ""],
+    flight: [count(mode.in_flight), `of ${count(mode.cap)}`],
+    rating: rating.count ? [`${rating.mean.toFixed(1)} of 5`, many(rating.count, "rating")] : [NONE, "no ratings"],
+  };
+  for (const [key, texts] of Object.entries(shown)) texts.forEach((text, at) => setText(row.facts[key].children[at], text));
 
   const forced = { forced_open: "open", forced_closed: "closed" }[mode.phase] ?? "auto";
   for (const button of row.buttons) setAttribute(button, "aria-pressed", String(button.textContent === forced));
@@ -104,7 +108,13 @@ function drawTargets(list, targets, budget) {
   while (list.children.length < targets.length) {
     const meter = el("meter", { min: 0, "aria-label": "Retry budget" });
     list.append(
-      el("li", {}, el("span", { class: "target" }), el("span", { class: "state" }), el("span", { class: "budget" }, "retry budget", meter, el("span"))),
+      el(
+        "li",
+        {},
+        el("span", { class: "target" }),
+        el("span", { class: "state" }),
+        el("span", { class: "budget" }, "retry budget", meter, el("span")),
+      ),
     );
   }
   targets.forEach((target, index) => {

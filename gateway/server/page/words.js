@@ -25,12 +25,6 @@ export function time(ms) {
 
 export const timeText = (ms) => time(ms).join(" ").trim();
 
-// Two times, the unit once if it is the same.
-export function pair(a, b) {
-  const [first, second] = [time(a), time(b)];
-  return first[1] === second[1] ? `${first[0]} / ${second.join(" ")}` : `${first.join(" ")} / ${second.join(" ")}`;
-}
-
 export function rate(perSecond) {
   if (perSecond >= 100) return NUMBER.format(Math.round(perSecond));
   return perSecond >= 10 ? perSecond.toFixed(1) : perSecond.toFixed(perSecond ? 2 : 0);
