@@ -29,6 +29,9 @@ T = TypeVar("T")
 
 # Who only asks how things stand hears of other workers' doings this much later at most, seconds.
 _GLANCE_S = 0.05
+# A worker that is served tells the others so this often, seconds: who finds the mode silent, or a
+# share of its calls failed, must know of tokens and calls elsewhere (B4).
+_TELL_S = 1.0
 
 
 class Circuit:
@@ -71,7 +74,7 @@ class Circuit:
         self._waiting: dict[Permit, None] = {}
         self._in_vain_until = -math.inf
         self._in_vain_s, self._in_vain_in = 0.0, 0
-        self._glance_at = math.inf
+        self._glance_at = self._tell_at = math.inf
         self._worker = ""
         if agreement is not None:
             self._worker = agreement.worker
@@ -183,10 +186,10 @@ class Circuit:
         """A first content token came: the mode is alive, the permit no longer overdue."""
         standing = self._machine.standing
         if self._waiting.pop(permit, permit) is None and permit.epoch == standing.epoch:
-            standing.last_token = self._clock()
+            now = standing.last_token = self._clock()
             self._in_vain_s = 0.0
-            if standing.overdue:
-                self._in_turn(_nothing)  # who counts the silent must know
+            if standing.overdue or now >= self._tell_at:
+                self._in_turn(_nothing)
 
     def asked_in_vain_s(self, since: float) -> float:
         """An attempt that began at `since` ends now without a token: how long has the mode been
@@ -226,8 +229,7 @@ class Circuit:
         elif outcome is Outcome.IGNORED or standing.forced is not None:
             return
         elif outcome is Outcome.SUCCESS and not standing.failures:
-            if self._machine.counted(shared=self._turns is not None):
-                self._in_turn(_nothing)
+            self._machine.counted(shared=self._turns is not None)
         else:
             self._in_turn(lambda: self._settle(permit, outcome, cause))
 
@@ -350,6 +352,7 @@ class Circuit:
         """Our standing, with what others could not know of it."""
         self._machine.standing.report(self._worker, self._overdue())
         self._machine.unshared.clear()
+        self._tell_at = self._clock() + _TELL_S
         return self._machine.standing
 
     def _tell(self, moved: Transition) -> None:

@@ -97,15 +97,12 @@ class StateMachine:
         self.breaker.success()
         self._cause = _BY_HAND
 
-    def counted(self, *, shared: bool) -> bool:
-        """A visit went well that was one of many: it changes nothing but how many there were.
-
-        Returns:
-            Whether other workers, who count failures, should hear of that number now.
-        """
+    def counted(self, *, shared: bool) -> None:
+        """A visit went well that was one of many: it changes nothing but how many there were."""
         now = self._clock()
         self.recent.add(now, failed=False)
-        return shared and self.unshared.add(now, failed=False) and self.recent.failed()
+        if shared:
+            self.unshared.add(now, failed=False)
 
     def open(self, cause: str) -> None:
         """Open, whatever the count."""
@@ -169,8 +166,6 @@ class StateMachine:
         self.breaker.adopt(theirs)
         if theirs.sample_s == self.recent.duration_s:
             self.recent.buckets = theirs.sample
-            # It counts failures, and may not know of how many calls.
-            more |= len(self.unshared.buckets) > 1 and self.recent.failed()
             self.recent.merge(self.unshared)
         else:
             self._keep_sample()

@@ -20,17 +20,15 @@ class Sampling:
         self._width = duration_s / self._BUCKETS
         self.buckets: list[list[int]] = []
 
-    def add(self, now: float, failed: bool) -> bool:
-        """Count one call at `now`. Returns whether that begins another bucket."""
+    def add(self, now: float, failed: bool) -> None:
+        """Count one call at `now`."""
         slot = int(now / self._width)
         buckets = self.buckets
-        if buckets and buckets[-1][0] == slot:
-            buckets[-1][1] += 1
-            buckets[-1][2] += failed
-            return False
-        self._drop(slot)
-        buckets.append([slot, 1, int(failed)])
-        return len(buckets) > 1
+        if not buckets or buckets[-1][0] != slot:
+            self._drop(slot)
+            buckets.append([slot, 0, 0])
+        buckets[-1][1] += 1
+        buckets[-1][2] += failed
 
     def merge(self, other: Sampling) -> None:
         """Count what another has counted too; both look back equally far."""
@@ -40,10 +38,6 @@ class Sampling:
             mine[1] += calls
             mine[2] += failures
         self.buckets[:] = [ours[slot] for slot in sorted(ours)]
-
-    def failed(self) -> bool:
-        """Whether any of the calls has."""
-        return any(bucket[2] for bucket in self.buckets)
 
     def totals(self, now: float) -> tuple[int, int]:
         """Return (calls, failures) of the last `duration_s` before `now`."""

@@ -25,7 +25,6 @@ class Cell:
         self._name = name
         self._seen = UNSETTLED
         self._known: bytes | None = None
-        self._life = 0
         self._look_at = -math.inf
 
     @property
@@ -54,17 +53,17 @@ class Cell:
         returns, None changes nothing.
         """
 
+        kept: bytes | None = None
+
         def known(found: bytes | None) -> bytes | None:
+            nonlocal kept
             kept = step(self._theirs(found))
-            if kept is not None:
-                self._known = kept
             return kept
 
-        self._store.change(self._name, known)
+        if self._store.change(self._name, known) and kept is not None:
+            self._known = kept
 
     def _theirs(self, found: bytes | None) -> bytes | None:
-        if self._life != self._store.life:
-            self._life, self._known = self._store.life, None
         if found is None or found == self._known:
             return None
         self._known = found

@@ -180,12 +180,15 @@ class SharedStore:
             found = self._read(lambda db: _state(db, name))
             return found if self.shared else None
 
-    def change(self, name: str, step: Callable[[bytes | None], bytes | None]) -> None:
+    def change(self, name: str, step: Callable[[bytes | None], bytes | None]) -> bool:
         """Run `step` on the state called `name`, alone among all workers, and exactly once.
 
         Args:
             step: takes what is there and returns what shall be; None leaves it as it is. Where
                 there is no file it runs all the same, on None.
+
+        Returns:
+            Whether it is in the file.
         """
         with self._lock:
             place, found = self._begin(name)
@@ -195,12 +198,14 @@ class SharedStore:
                 if place is not None:
                     roll_back(place.db)
                 raise
-            if place is not None:
-                try:
-                    self._end(place, name, kept)
-                except (Error, OSError) as error:
-                    roll_back(place.db)
-                    self._go_alone(error)
+            if place is None:
+                return False
+            try:
+                self._end(place, name, kept)
+            except (Error, OSError) as error:
+                roll_back(place.db)
+                self._go_alone(error)
+            return self.shared
 
     def alive(self, worker: str) -> bool:
         """Whether the process that called itself `worker` still is; True in doubt."""
