@@ -8,16 +8,13 @@ three: moving a limit back is an attribute write, and the timer looks again when
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable
 
 from gateway.assembly import Assembly
 from gateway.clock import Clock
 from gateway.errors import ErrorKind, UpstreamRejected, UpstreamTimeout, UpstreamUnavailable
 from gateway.generation import Chunk
 from gateway.providers.base import Call, Provider, Reply
-
-_T = TypeVar("_T")
 
 # A timer that rings this late says more about our loop than about the upstream: look again after
 # the sockets have been read, so that our own stall is not held against the other side.
@@ -110,7 +107,11 @@ class Attempt:
             UpstreamError: anything went wrong; `UpstreamTimeout.phase` says which clock.
         """
         self._set_timer()
-        self._reply = await self._guarded(self._provider.open(self._call))
+        try:
+            self._reply = await self._provider.open(self._call)
+        except asyncio.CancelledError:
+            self._raise_if_expired()
+            raise
         while self.first_token_at is None:
             if not await self.read():
                 self._check_not_empty()
@@ -122,14 +123,19 @@ class Attempt:
         Raises:
             UpstreamError: the answer broke or stalled.
         """
-        if self.ended or self._reply is None:
+        reply = self._reply
+        if self.ended or reply is None:
             return False
-        chunks = await self._guarded(self._reply.read())
-        if chunks:
-            self._take(chunks)
-        else:
+        try:
+            chunks = await reply.read()
+        except asyncio.CancelledError:
+            self._raise_if_expired()
+            raise
+        if not chunks:
             self.ended = True
-        return bool(chunks)
+            return False
+        self._take(chunks)
+        return True
 
     def give_up(self, *, late: bool) -> None:
         """Stop waiting for a first token that is overdue. No effect once one came."""
@@ -155,7 +161,8 @@ class Attempt:
         self.chunks += chunks
         self.received += len(chunks)
         for chunk in chunks:
-            if chunk.carries():
+            choices = chunk.choices
+            if (choices and choices[0].delta.content) or chunk.carries():  # text, as a rule
                 now = self._heard = self._clock()
                 before, self._due = self._due, now + self._stall_s
                 if self.first_token_at is None:
@@ -207,18 +214,10 @@ class Attempt:
         if self._task is not None:
             self._task.cancel()
 
-    async def _guarded(self, step: Awaitable[_T]) -> _T:
-        """Await, turning our own timer's cancellation into `UpstreamTimeout` (as asyncio does)."""
-        try:
-            return await step
-        except asyncio.CancelledError:
-            if (
-                self._expired
-                and self._task is not None
-                and self._task.uncancel() <= self._cancelling
-            ):
-                raise self._timeout() from None
-            raise
+    def _raise_if_expired(self) -> None:
+        """Turn our own timer's cancellation into `UpstreamTimeout` (as asyncio does)."""
+        if self._expired and self._task is not None and self._task.uncancel() <= self._cancelling:
+            raise self._timeout() from None
 
     def _timeout(self) -> UpstreamTimeout:
         waited = self._clock() - self.started

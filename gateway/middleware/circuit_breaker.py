@@ -66,7 +66,8 @@ class LadderAnswer(Answer):
     __slots__ = ("_generation", "_walk")
 
     def __init__(self, walk: Walk) -> None:
-        super().__init__(walk.served())
+        self.served = walk.served()
+        self._done = None
         self._walk = walk
         self._generation: Generation | None = None
 
@@ -93,8 +94,12 @@ class LadderAnswer(Answer):
 
     async def finish(self) -> Generation:
         """Read to the end and return the whole."""
-        while await self.read():
-            pass
+        attempt = self._walk.attempt
+        if attempt is not None and attempt.ended:
+            self._walk.settle(Outcome.SUCCESS)  # it was read to its end before it committed
+        else:
+            while await self.read():
+                pass
         if self._generation is None:
             assembly, request = self._walk.assembly, self._walk.request
             self._generation = Generation(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 from gateway.assembly import Assembly
 from gateway.clock import Clock
@@ -28,6 +27,7 @@ _SAME_MODE_ABOVE = 0.75
 # A Retry-After is waited for once if it is this short, and takes this share of what time is left.
 _SHORT_WAIT_S = 2.0
 _SHORT_WAIT_SHARE = 0.1
+_NONE: frozenset[Target] = frozenset()
 
 
 class Walk:
@@ -65,7 +65,7 @@ class Walk:
         self._start = ladder.index(request.mode)
         self._next = self._start
         self._causes = Causes()
-        self._domains: set[str] = set()
+        self._domains: tuple[str, ...] = ()
         self._window = 0
         self._attempts = 0
         self._upstream_s = 0.0
@@ -77,7 +77,13 @@ class Walk:
         Args:
             prefix: text of an interrupted answer the next mode is to continue.
         """
-        for rung in self._rungs():
+        request = self.request
+        for rung in self._ladder.below(self._start, allow_degrade=request.allow_degrade):
+            if rung.index < self._next:
+                continue
+            if self.clock() >= request.deadline:
+                raise self._error()
+            self._next = rung.index + 1
             entry = rung.enter(native=rung.index == self._start, window=self._window)
             if isinstance(entry, Refusal):
                 self._causes.refused(rung.name, entry)
@@ -140,18 +146,18 @@ class Walk:
     async def _answers(self, visit: Visit, prefix: str) -> bool:
         """Try one mode, with at most one quick retry and one short wait. Leaves it if it fails."""
         rung = visit.rung
-        tried: set[Target] = set()
+        tried: frozenset[Target] = _NONE
         may_retry = may_wait = True
         try:
             while True:
                 target = self._pick(visit, tried, prefix)
                 if target is None:
                     return False
-                tried.add(target)
                 began = self.clock()
                 try:
                     await self._try(visit, target, prefix)
                 except UpstreamError as error:
+                    tried |= {target}
                     judgement = judge(error)
                     self._learn(rung, target, error, judgement)
                     if judgement.then is Then.RAISE:
@@ -170,7 +176,7 @@ class Walk:
             if self.visit is None:
                 visit.leave()
 
-    def _pick(self, visit: Visit, tried: set[Target], prefix: str) -> Target | None:
+    def _pick(self, visit: Visit, tried: frozenset[Target], prefix: str) -> Target | None:
         """The target to try next; a second attempt into one domain must be in the budget (B8)."""
         rung = visit.rung
         if visit.permit.epoch != rung.circuit.epoch:  # it opened while we waited to try again
@@ -181,16 +187,20 @@ class Walk:
             self._causes.refused(rung.name, Refusal("cooling", rung.resting_s() or None))
             return None
         # Trying the same mode again leaves enough in the purse to walk down, which may help more.
-        above = _SAME_MODE_ABOVE if tried else _WALK_ABOVE
-        if target.provider.domain in self._domains and not target.budget.allows_retry(above):
-            self._causes.refused(rung.name, Refusal("budget", 1.0))
-            return None
-        self._domains.add(target.provider.domain)
+        domain = target.provider.domain
+        if domain in self._domains:
+            above = _SAME_MODE_ABOVE if tried else _WALK_ABOVE
+            if not target.budget.allows_retry(above):
+                self._causes.refused(rung.name, Refusal("budget", 1.0))
+                return None
+        self._domains += (domain,)
         return target
 
     async def _try(self, visit: Visit, target: Target, prefix: str) -> None:
         """One attempt, to its commit point; or it raises, with everything freed."""
-        mode = visit.rung.mode
+        rung, request = visit.rung, self.request
+        mode = rung.mode
+        first_token_s, stall_s = self._limits(visit, target)
         if prefix:
             self.assembly.model = ""  # who goes on says its own name
         elif self._attempts:
@@ -198,34 +208,35 @@ class Walk:
         attempt = Attempt(
             target.provider,
             Call(
-                self.request.messages,
-                {**mode.sampling, **self.request.params},
-                self.request.id,
+                request.messages,
+                {**mode.sampling, **request.params},
+                request.id,
                 mode.thinking,
                 prefix,
-                self.request.raw,
+                request.raw,
             ),
             self.assembly,
             clock=self.clock,
             deadline=self._deadline,
-            first_token_s=self._first_token_limit(visit, target),
-            stall_s=self._stall_limit(visit),
+            first_token_s=first_token_s,
+            stall_s=stall_s,
         )
         self._attempts += 1
         target.in_flight += 1
         failure: UpstreamError | None = None
         visit.outcome, visit.cause = Outcome.IGNORED, "cancelled"
         try:
-            self._watch.start(visit.rung, visit.permit, attempt)
+            self._watch.start(rung, visit.permit, attempt)
             try:
                 await attempt.open()
             finally:
-                self._watch.stop(visit.rung, attempt)
-            visit.rung.circuit.first_token(visit.permit)
-            if self.request.buffered:
+                self._watch.stop(rung, attempt)
+            rung.circuit.first_token(visit.permit)
+            if request.buffered:
                 while await attempt.read():
                     attempt.chunks.clear()
-                    prove(visit, attempt, self.clock())
+                    if visit.permit.probe:
+                        prove(visit, attempt, self.clock())
             self.visit, self.attempt, self._target = visit, attempt, target
         except UpstreamError as error:
             failure = error
@@ -289,15 +300,6 @@ class Walk:
 
     # -- small decisions ------------------------------------------------------------------------
 
-    def _rungs(self) -> Iterator[Rung]:
-        for rung in self._ladder.below(self._start, allow_degrade=self.request.allow_degrade):
-            if rung.index < self._next:
-                continue
-            if self.clock() >= self.request.deadline:
-                raise self._error()
-            self._next = rung.index + 1
-            yield rung
-
     def _trial(self) -> Visit | None:
         """The panic rule: with every mode open and nothing tried, one leased trial (B9)."""
         rung = None if self._attempts else self._ladder.panic(self._start)
@@ -309,29 +311,25 @@ class Walk:
     def _deadline(self) -> float:
         return self.request.deadline
 
-    def _shared(self, visit: Visit, silence_s: float) -> float:
-        """That much silence, but no more than an equal share of the time left between this mode
-        and the lower ones that could still answer: the rest is their reserve (B1).
+    def _limits(self, visit: Visit, target: Target) -> tuple[float, float]:
+        """How long this attempt may be silent before its first token, and between tokens.
+
+        No longer than an equal share of the time left between this mode and the lower ones that
+        could still answer: the rest is their reserve (B1). A stream that has begun has none below.
         """
-        left = self.request.deadline - self.clock()
-        degrades = self.request.allow_degrade
-        below = self._ladder.rungs[visit.rung.index + 1 :] if degrades else []
-        if left >= silence_s * (1 + len(below)):
-            return silence_s  # enough for everyone: no need to ask how they stand
-        return min(silence_s, left / (1 + sum(not lower.downshifted for lower in below)))
-
-    def _first_token_limit(self, visit: Visit, target: Target) -> float:
-        """Silence this attempt may spend before its first token."""
-        mode, permit = visit.rung.mode, visit.permit
-        limit = mode.first_token_s if target.provider.streams else mode.deadline_s
+        rung, permit, request = visit.rung, visit.permit, self.request
+        mode, now = rung.mode, self.clock()
+        first_token_s = mode.first_token_s if target.provider.streams else mode.deadline_s
         if permit.probe:
-            limit = min(limit, permit.slow_s or limit, permit.lease_until - self.clock())
-        return self._shared(visit, limit)
-
-    def _stall_limit(self, visit: Visit) -> float:
-        """Silence it may spend between tokens; who wants one piece can still be answered below."""
-        stall_s = visit.rung.mode.stall_s
-        return self._shared(visit, stall_s) if self.request.buffered else stall_s
+            slow_s = permit.slow_s or first_token_s
+            first_token_s = min(first_token_s, slow_s, permit.lease_until - now)
+        stall_s, left = mode.stall_s, request.deadline - now
+        below = self._ladder.rungs[rung.index + 1 :] if request.allow_degrade else ()
+        longest = stall_s if stall_s > first_token_s else first_token_s
+        if left >= longest * (1 + len(below)):
+            return first_token_s, stall_s  # enough for everyone: no need to ask how they stand
+        share = left / (1 + sum([not lower.downshifted for lower in below]))
+        return min(first_token_s, share), min(stall_s, share) if request.buffered else stall_s
 
     async def _rest(self, target: Target, seconds: float) -> None:
         """Wait as long as the target asked, then try it again unless others were told more."""
