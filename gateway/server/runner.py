@@ -15,6 +15,7 @@ from typing import Any
 from gateway.config import Config
 from gateway.errors import ConfigError
 from gateway.server import process
+from gateway.server.access import check_exposure
 from gateway.server.app import App
 from gateway.server.greeting import greeting
 from gateway.server.options import ServerOptions
@@ -28,9 +29,11 @@ def serve(config: Config, given: Mapping[str, Any] | None = None) -> None:
         given: keys of `[server]` said on the command line.
 
     Raises:
-        ConfigError: the port cannot be taken, a target cannot be built, or a library is missing.
+        ConfigError: others could reach it and no keys are configured, the port cannot be taken, a
+            target cannot be built, or a library is missing.
     """
     options = replace(config.server, **dict(given or {}))
+    check_exposure(replace(config, server=options))
     _check_installed(options)
     _raise_file_limit(options.max_connections)
     with listen(options.host, options.port) as sock:
