@@ -11,6 +11,7 @@ from gateway.openai_api.completions import Completions
 from gateway.openai_api.embeddings import EmbeddingRoute
 from gateway.openai_api.errors import error_reply
 from gateway.openai_api.models import Models
+from gateway.openai_api.responses import Responses
 from gateway.openai_api.router import Router
 from gateway.openai_api.serving import Serving
 from gateway.openai_api.words import Call, Reply, Routes
@@ -40,6 +41,7 @@ class OpenAIAPI:
             **models.routes(),
             **Chat(serving).routes(),
             **Completions(serving).routes(),
+            **Responses(serving).routes(),
             **EmbeddingRoute(gateway).routes(),
         }
         self._router = Router(self.routes)

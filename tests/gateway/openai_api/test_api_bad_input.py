@@ -10,7 +10,7 @@ from api_stage import MESSAGES, Upstream, config, stage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-ROUTES = ["/chat/completions", "/completions", "/embeddings"]
+ROUTES = ["/chat/completions", "/completions", "/embeddings", "/responses"]
 BAD_FIELDS: list[tuple[str, Any, str]] = [
     ("temperature", "hot", "temperature"),
     ("temperature", -1, "temperature"),
