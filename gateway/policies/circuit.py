@@ -342,8 +342,11 @@ class Circuit:
 
     def _adopt(self, theirs: Standing, alone: bool) -> bool:
         """Go on from what others have made of it. Returns whether they should hear more of us."""
-        if alone:  # two histories meet: what began in either is late
-            theirs.epoch = max(self.epoch, theirs.epoch) + 1
+        if alone and self.epoch > theirs.epoch:
+            self._machine.breaker.new_epoch()
+            return True  # two histories meet: the one in which more has happened goes on
+        if alone:
+            theirs.epoch += 1  # and what began in either is late
         if theirs.holder != self._worker:
             self._probe = None
         return self._machine.adopt(theirs)

@@ -329,6 +329,28 @@ def test_without_a_file_each_decides_alone_and_then_they_meet(
     assert a.circuit.epoch == b.circuit.epoch
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_where_histories_meet_the_longer_goes_on_whoever_comes_back_first(
+    hire: Hire, clock: ManualClock, tmp_path: Path, first: int
+) -> None:
+    a, b = hire(), hire()
+    for file in tmp_path.glob("shared.sqlite*"):
+        file.unlink()
+    (tmp_path / "shared.sqlite").mkdir()
+    clock.advance(1.0)
+    assert a.run(F, F, F) is Phase.OPEN
+    assert b.run(S) is Phase.CLOSED
+    early = b.admit()
+    (tmp_path / "shared.sqlite").rmdir()
+    clock.advance(1.0)
+    for worker in ((a, b), (b, a))[first]:
+        worker.circuit.look()
+    assert b.circuit.admit() is None
+    assert a.circuit.opened == b.circuit.opened == 1001.0
+    b.circuit.settle(early, S)
+    assert b.circuit.late == 1
+
+
 def test_what_one_did_alone_counts_where_nobody_else_did_anything(
     hire: Hire, clock: ManualClock, tmp_path: Path
 ) -> None:
