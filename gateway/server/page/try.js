@@ -153,7 +153,7 @@ function servedBy({ gateway, model }) {
 function ratingOf(id) {
   const told = el("span", { class: "muted", role: "status" });
   const buttons = [1, 2, 3, 4, 5].map((value) =>
-    el("button", { type: "button", "aria-label": `${value} of 5`, "aria-pressed": "false", on: { click: () => rate(id, value, buttons, told) } }, "★"),
+    el("button", { type: "button", "aria-label": `${value} of 5`, "aria-pressed": "false", on: { click: () => rate(id, value, buttons, told) } }, "☆"),
   );
   return el("div", { class: "rating", role: "group", "aria-label": "Rate this answer" }, el("span", {}, "How good is it?"), el("span", { class: "stars" }, ...buttons), told);
 }
@@ -168,6 +168,9 @@ async function rate(id, value, buttons, told) {
     setText(told, await problem(response));
     return;
   }
-  buttons.forEach((button, index) => button.setAttribute("aria-pressed", String(index < value)));
+  buttons.forEach((button, index) => {
+    button.setAttribute("aria-pressed", String(index < value));
+    setText(button, index < value ? "★" : "☆");
+  });
   setText(told, `${value} of 5, kept`);
 }
