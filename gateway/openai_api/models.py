@@ -26,6 +26,8 @@ class Models:
         self._gateway = gateway
         self._default_mode = default_mode
         self._strict = strict
+        self._config: Any = None
+        self._targets: Mapping[str, list[str]] = {}
 
     def routes(self) -> Routes:
         """What this file answers."""
@@ -68,11 +70,15 @@ class Models:
         )
 
     def _concrete(self) -> Mapping[str, list[str]]:
-        status: dict[str, Any] = self._gateway.status()
-        return {
-            mode: [target["model"] for target in of["targets"]]
-            for mode, of in status["modes"].items()
-        }
+        """The models of each mode, read once for each configuration."""
+        config = self._gateway.config
+        if config is not self._config:
+            modes: dict[str, Any] = self._gateway.status()["modes"]
+            self._targets = {
+                mode: [target["model"] for target in of["targets"]] for mode, of in modes.items()
+            }
+            self._config = config
+        return self._targets
 
     async def list_all(self, call: Call) -> Reply:
         """`GET /models`: the modes, `auto`, the aliases, concrete models and those that embed."""

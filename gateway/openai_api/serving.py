@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from typing import Any, Protocol
 
 from gateway.errors import GatewayError
@@ -125,7 +125,7 @@ class Serving:
             served = stream.served
             own = overhead_s(served, served.first_token_s)
             facts = served_headers(served, stream.id, cache=options["cache"], overhead_s=own)
-        return 200, [*_SSE, *facts], _events(stream, opening, writer)
+        return 200, [*_SSE, *facts], _Body(stream, opening, writer)
 
     def _options(self, call: Call, model: str, *, stream: bool) -> dict[str, Any]:
         """How this caller wants to be answered, in `Gateway.generate`'s words."""
@@ -149,9 +149,28 @@ class Serving:
         return options
 
 
+class _Body(AsyncIterator[bytes]):
+    """A streamed body. Whoever holds it must `aclose` it, read or not: a generator alone that was
+    never begun would close without a word, and what it was to free would never be freed.
+    """
+
+    def __init__(self, stream: Any, opening: asyncio.Task[Any] | None, writer: Writer) -> None:
+        self._stream = stream
+        self._opening = opening
+        self._events = _events(stream, opening, writer)
+
+    def __anext__(self) -> Coroutine[Any, Any, bytes]:
+        return self._events.__anext__()
+
+    async def aclose(self) -> None:
+        """Let go of the answer. Idempotent."""
+        await self._events.aclose()
+        await _abandon(self._stream, self._opening)
+
+
 async def _events(
     stream: Any, opening: asyncio.Task[Any] | None, writer: Writer
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     try:
         if opening is not None:
             await asyncio.shield(opening)
