@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from gateway.config import Config
 from gateway.errors import ConfigError
@@ -17,7 +19,13 @@ from gateway.server.dashboard import Dashboard
 from gateway.server.operations import Operations
 from gateway.server.reloading import FileWatch, restart_needed
 from gateway.server.service import Service
+from gateway.stores.shared import SharedStore
 from gateway.telemetry.live import Live
+from gateway.telemetry.metrics import Metrics
+
+_RELOAD: Final = "reload"
+_FOLLOW_S: Final = 0.5
+_STAND_S: Final = 3.0
 
 
 class App:
@@ -26,6 +34,8 @@ class App:
     Args:
         config: what to serve.
         given: keys of `[server]` that the command line said; a reload does not change them.
+        shared: where several workers meet; None is a worker alone.
+        before_reload: called with a new configuration before it takes effect.
 
     Attributes:
         config: what it was started with.
@@ -33,15 +43,27 @@ class App:
         asgi: the ASGI application.
     """
 
-    def __init__(self, config: Config, given: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        given: Mapping[str, Any] | None = None,
+        *,
+        shared: SharedStore | None = None,
+        before_reload: Callable[[Config], None] | None = None,
+    ) -> None:
         self._given = dict(given or {})
+        self._shared = shared
+        self._before_reload = before_reload
+        self._version = 0
         self.config = replace(config, server=replace(config.server, **self._given))
         listeners = _listeners(self.config)
-        self.gateway = Gateway(self.config, listeners=listeners)
-        live = Live(self.gateway.status)
-        self.gateway.listen(live)
-        self._tell = _all([*listeners, live])
-        self.operations = Operations(self.gateway, self.reload)
+        self.gateway = Gateway(self.config, listeners=listeners, shared=shared)
+        live = Live(self.gateway.status, board=shared)
+        self._metrics = Metrics(self.gateway.status)
+        for listener in (live, self._metrics):
+            self.gateway.listen(listener)
+        self._tell = _all([*listeners, live, self._metrics])
+        self.operations = Operations(self.gateway, self.reload_all, self._metrics)
         self.dashboard = Dashboard(self.gateway, live)
         self.service = Service(
             self.gateway,
@@ -51,15 +73,16 @@ class App:
             tell=self._tell,
         )
         self.asgi = _with_cors(ASGI(self.service, self.config.server), self.config)
-        self._watching: asyncio.Task[None] | None = None
+        self._beside: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Begin what goes on beside requests."""
         self.dashboard.start()
-        source = self.config.source
-        if self.config.server.watch and source is not None:
-            watch = FileWatch(source, self.reload)
-            self._watching = asyncio.get_running_loop().create_task(watch.run())
+        create = asyncio.get_running_loop().create_task
+        if self.config.server.watch and self.config.source is not None:
+            self._beside.append(create(FileWatch(self.config.source, self.reload).run()))
+        if self._shared is not None:
+            self._beside += [create(self._follow(self._shared)), create(self._stand())]
 
     def draining(self) -> None:
         """A stop signal came: not ready any more, and nobody watches to the end."""
@@ -68,9 +91,16 @@ class App:
 
     async def stop(self) -> None:
         """Close the gateway."""
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in self._beside:
+            task.cancel()
         await self.gateway.aclose()
+
+    def reload_all(self) -> list[str]:
+        """`reload`, and if it went well in all the other workers, too."""
+        waiting = self.reload()
+        if self._shared is not None:
+            self._version = self._shared.bump(_RELOAD)
+        return waiting
 
     def reload(self) -> list[str]:
         """Read the configuration file again and put it in force.
@@ -86,12 +116,33 @@ class App:
             if source is None:
                 raise ConfigError("this service was not started from a file")
             config = Config.from_toml(source)
+            if self._before_reload is not None:
+                self._before_reload(config)
         except ConfigError as error:
-            at = asyncio.get_running_loop().time()
-            self._tell(ConfigReloaded(at=at, result="refused", detail=error.message))
+            refused = ConfigReloaded(at=time.monotonic(), result="refused", detail=error.message)
+            self._tell(refused)
             raise
-        self.gateway.reload(config)
-        return restart_needed(self.config.server, replace(config.server, **self._given))
+        running, wanted = self.config.server, replace(config.server, **self._given)
+        # How many workers there are is a fact of this run: limits are shared out by it.
+        self.gateway.reload(replace(config, server=replace(wanted, workers=running.workers)))
+        return restart_needed(running, wanted)
+
+    async def _follow(self, shared: SharedStore) -> None:
+        """Reload when another worker has."""
+        self._version = shared.version(_RELOAD)
+        while True:
+            await asyncio.sleep(_FOLLOW_S)
+            version = shared.version(_RELOAD)
+            if version != self._version:
+                self._version = version
+                with suppress(ConfigError):  # told by its event
+                    self.reload()
+
+    async def _stand(self) -> None:
+        """Keep what this worker adds to the common page of metrics up to date."""
+        while True:
+            self._metrics.refresh()
+            await asyncio.sleep(_STAND_S)
 
 
 def _listeners(config: Config) -> list[Listener]:

@@ -88,9 +88,6 @@ class ASGI:
             await discard(body)
             raise
         pings = Pings(lambda ping: send(_piece(ping)), self._options.ping_s)
-        task = asyncio.current_task()
-        if not call.generation_id:
-            self._service.endless.add(task)
         try:
             async for piece in body:
                 pings.pause()
@@ -104,7 +101,6 @@ class ASGI:
                 await send(_piece(b"data: " + error + b"\n\n"))  # and no [DONE]
         finally:
             pings.stop()
-            self._service.endless.discard(task)
             await body.aclose()  # type: ignore[attr-defined]
         await send({"type": "http.response.body", "body": b""})
 

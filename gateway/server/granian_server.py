@@ -64,9 +64,6 @@ class GranianServer:
         assert self._serving is not None
         self._sock.close()
         self._server.stop()  # type: ignore[no-untyped-call]
-        for task in list(self._app.service.endless):
-            if task is not None:
-                task.cancel()
         await self._emptied(at_once, self._shutdown_s)
         for task in list(self._rsgi.tasks):
             task.cancel()

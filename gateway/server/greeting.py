@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import shlex
 import socket
-from collections.abc import Mapping
-from typing import Any
 
 from gateway import __version__
 from gateway.config import Config
+from gateway.modes import TargetOptions
+from gateway.registry import resolve
 
 _ASK = "Name three woody perfume notes."
 
 
-def greeting(config: Config, status: Mapping[str, Any], sock: socket.socket) -> str:
+def greeting(config: Config, url: str) -> str:
     """Where it listens, a line to try it with, and who answers in which mode."""
-    url = address(sock)
-    body = {"model": next(iter(status["modes"])), "messages": [{"role": "user", "content": _ASK}]}
+    body = {"model": config.modes[0].name, "messages": [{"role": "user", "content": _ASK}]}
     key = ' -H "authorization: Bearer $GATEWAY_KEY"' if config.keys else ""
     lines = [
         f"downshift-gateway {__version__} serves {config.source or 'its configuration'} at {url}",
@@ -30,10 +29,17 @@ def greeting(config: Config, status: Mapping[str, Any], sock: socket.socket) -> 
         lines.append(
             "  keys       none, so only this machine is answered; see [keys] in config.toml"
         )
-    for number, (name, mode) in enumerate(status["modes"].items()):
-        who = ", ".join(target["name"] for target in mode["targets"])
-        lines.append(f"  {'modes' if number == 0 else '':<9}  {name:<10} {who}")
+    for number, mode in enumerate(config.modes):
+        who = ", ".join(_who(resolve(target, mode.name)) for target in mode.targets)
+        lines.append(f"  {'modes' if number == 0 else '':<9}  {mode.name:<10} {who}")
     return "\n".join([*lines, "", ""])
+
+
+def _who(target: TargetOptions) -> str:
+    if target.kind == "local":
+        return "the embedded model"
+    model = f"/{target.model}" if target.model else ""
+    return f"{target.kind}{model}{f' at {target.base_url}' if target.base_url else ''}"
 
 
 def address(sock: socket.socket) -> str:

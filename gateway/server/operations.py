@@ -11,6 +11,7 @@ import msgspec
 from gateway.errors import ConfigError, InvalidRequest
 from gateway.gateway import Gateway
 from gateway.openai_api.words import JSON, Call, Reply, Routes
+from gateway.telemetry.metrics import Metrics
 
 _encode = msgspec.json.Encoder(order="sorted").encode
 
@@ -27,7 +28,7 @@ class Operations:
     Args:
         gateway: what they are about.
         reload: reads the configuration again; returns the keys that wait for a restart.
-        render_metrics: the Prometheus exposition, run in a thread; None without metrics.
+        metrics: the Prometheus page.
 
     Attributes:
         stopping: True once the service drains: readiness says no, requests are still answered.
@@ -37,16 +38,16 @@ class Operations:
         self,
         gateway: Gateway,
         reload: Callable[[], list[str]],
-        render_metrics: Callable[[], tuple[str, bytes]] | None = None,
+        metrics: Metrics,
     ) -> None:
         self.stopping = False
         self._gateway = gateway
-        self._render_metrics = render_metrics
+        self._metrics = metrics
         self._reload = reload
 
     def routes(self) -> Routes:
         """What this file answers."""
-        routes: dict[tuple[str, str], Any] = {
+        return {
             ("GET", "/livez"): self.live,
             ("GET", "/health/liveness"): self.live,
             ("GET", "/readyz"): self.ready,
@@ -56,10 +57,8 @@ class Operations:
             ("POST", "/feedback"): self.feedback,
             ("POST", "/admin/force"): self.force,
             ("POST", "/admin/reload"): self.reload,
+            ("GET", "/metrics"): self.metrics,
         }
-        if self._render_metrics is not None:
-            routes["GET", "/metrics"] = self.metrics
-        return routes
 
     async def live(self, call: Call) -> Reply:
         """The event loop turns."""
@@ -86,9 +85,9 @@ class Operations:
 
     async def metrics(self, call: Call) -> Reply:
         """The Prometheus exposition; rendered in a thread, as it takes milliseconds."""
-        assert self._render_metrics is not None
-        content_type, text = await asyncio.to_thread(self._render_metrics)
-        return 200, [("content-type", content_type)], text
+        self._metrics.refresh()
+        page = await asyncio.to_thread(self._metrics.render)
+        return 200, [("content-type", self._metrics.content_type)], page
 
     async def feedback(self, call: Call) -> Reply:
         """`{"generation_id", "rating", ...}`: keep what a person thinks of an answer."""

@@ -32,7 +32,7 @@ class HTTPServer(Protocol):
         """Let answers under way end, for `shutdown_s` or until `at_once`; then break them off."""
 
 
-def run(app: Callable[[], App], sock: socket.socket, ready: Callable[[App], None]) -> None:
+def run(app: Callable[[], App], sock: socket.socket, ready: Callable[[], None]) -> None:
     """Serve until a signal comes.
 
     Args:
@@ -44,7 +44,7 @@ def run(app: Callable[[], App], sock: socket.socket, ready: Callable[[App], None
         runner.run(_live(app, sock, ready))
 
 
-async def _live(make: Callable[[], App], sock: socket.socket, ready: Callable[[App], None]) -> None:
+async def _live(make: Callable[[], App], sock: socket.socket, ready: Callable[[], None]) -> None:
     app = make()
     server = _server(app, sock)
     stopping, at_once = asyncio.Event(), asyncio.Event()
@@ -64,7 +64,7 @@ async def _live(make: Callable[[], App], sock: socket.socket, ready: Callable[[A
     await server.start()
     gc.collect()
     gc.freeze()  # what is there by now stays: no need to look at it again and again
-    ready(app)
+    ready()
     await stopping.wait()
     await server.stop(at_once)
     await app.stop()

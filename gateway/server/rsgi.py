@@ -85,9 +85,6 @@ class RSGI:
             return
         stream = protocol.response_stream(reply[0], reply[1])
         pings = Pings(stream.send_bytes, self._options.ping_s)
-        task = asyncio.current_task()
-        if not call.generation_id:
-            self._service.endless.add(task)
         try:
             async for piece in body:
                 pings.pause()
@@ -101,7 +98,6 @@ class RSGI:
                 await stream.send_bytes(b"data: " + error + b"\n\n")  # and no [DONE]
         finally:
             pings.stop()
-            self._service.endless.discard(task)
             await body.aclose()  # type: ignore[attr-defined]
 
     async def _read(self, call: Call, protocol: Any) -> bytes:

@@ -17,7 +17,7 @@ from gateway.errors import ConfigError
 from gateway.server import process
 from gateway.server.access import check_exposure
 from gateway.server.app import App
-from gateway.server.greeting import greeting
+from gateway.server.greeting import address, greeting
 from gateway.server.options import ServerOptions
 
 
@@ -38,11 +38,16 @@ def serve(config: Config, given: Mapping[str, Any] | None = None) -> None:
     _raise_file_limit(options.max_connections)
     with listen(options.host, options.port) as sock:
 
-        def ready(app: App) -> None:
-            sys.stderr.write(greeting(app.config, app.gateway.status(), sock))
+        def ready() -> None:
+            sys.stderr.write(greeting(config, address(sock)))
             sys.stderr.flush()
 
-        process.run(lambda: App(config, given), sock, ready)
+        if options.workers == 1:
+            process.run(lambda: App(config, given), sock, ready)
+            return
+        from gateway.server.supervisor import supervise  # noqa: PLC0415
+
+        supervise(config, dict(given or {}), sock, ready)
 
 
 def listen(host: str, port: int) -> socket.socket:

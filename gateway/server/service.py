@@ -38,7 +38,6 @@ class Service:
         in_flight: requests being answered.
         stopping: True once the service stops: tasks cancelled from then on are not their client's
             doing, and say so to it.
-        endless: tasks that stream something that is no answer, such as the dashboard's events.
     """
 
     def __init__(
@@ -61,7 +60,6 @@ class Service:
         self.router = Router(api.routes, *extra)
         self.in_flight = 0
         self.stopping = False
-        self.endless: set[asyncio.Task[Any] | None] = set()
         self._tell = tell
         self._clock = clock
 

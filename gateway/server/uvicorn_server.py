@@ -66,9 +66,6 @@ class UvicornServer:
         self._sock.close()
         for connection in list(state.connections):
             connection.shutdown()
-        for task in list(self._app.service.endless):
-            if task is not None:
-                task.cancel()
         await self._emptied(at_once, self._options.shutdown_s)
         for task in list(state.tasks):
             task.cancel()
