@@ -14,6 +14,7 @@ from gateway.middleware.quota import open_usage
 from gateway.policies.keys import KeyOptions, key_hash
 from gateway.policies.quota import Accounts, QuotaExhausted, duration
 from gateway.policies.rate import Ledger, MemoryLedger
+from gateway.stores.shared import SharedStore
 
 NOVEMBER = datetime(2026, 11, 30, 23, 59, tzinfo=UTC).timestamp()
 
@@ -198,6 +199,27 @@ def test_two_workers_share_a_month(tmp_path: Path) -> None:
     assert one.refused(1)
     one.accounts.close()
     other.accounts.close()
+
+
+def test_two_workers_share_the_rates(tmp_path: Path) -> None:
+    clock = ManualClock(100.0)
+    stores = [SharedStore(tmp_path / "shared.sqlite", clock=clock) for _ in range(2)]
+    one, other = (Accounts(clock, rates=store) for store in stores)
+    for accounts in (one, other):
+        accounts.configure([key(requests_per_min=3, tokens_per_min=100)], workers=2)
+    held = one.reserve("alice", 60)
+    with pytest.raises(AdmissionRejected, match="leaves 40 of the 41"):
+        other.reserve("alice", 41)
+    held.settle(0)
+    other.reserve("alice", 41)
+    other.reserve("alice", 1)
+    with pytest.raises(AdmissionRejected, match="3 requests a minute") as caught:
+        one.reserve("alice", 1)
+    clock.advance(caught.value.retry_after or 0)
+    one.reserve("alice", 1)
+    assert one.headers("alice") == other.headers("alice")
+    for store in stores:
+        store.close()
 
 
 def test_no_file_is_made_for_keys_without_a_month() -> None:

@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.clock import ManualClock
 from gateway.config import Config
@@ -249,6 +251,33 @@ def test_a_wider_address_needs_keys(host: str, local: bool) -> None:
         with pytest.raises(ConfigError, match=r"my.toml: \[server\]: host: .*gateway keys new"):
             check_exposure(wide)
     check_exposure(replace(wide, keys=KEYED.keys))
+
+
+_ANY = st.text(st.characters(max_codepoint=0x2FFF), max_size=40) | st.sampled_from(
+    ["[", "[::1", "[::1]", ":", "localhost:", "127.0.0.1:x", "http://", "http://[", "::1%eth0"]
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["host", "origin", "authorization", "x-api-key", "content-type"]), _ANY
+    ),
+    _ANY,
+    st.sampled_from([CHAT, "/admin/force", "/"]),
+)
+@settings(max_examples=200)
+def test_whatever_comes_is_answered_or_refused_and_never_served_by_chance(
+    headers: dict[str, str], peer: str, route: str
+) -> None:
+    local = is_loopback(peer) or (not peer and "host" not in headers)
+    for of in (KEYLESS, KEYED):
+        try:
+            check(of, call(headers, peer=peer, body=b"{}"), route)
+        except GatewayError as error:
+            assert error.http_status in (401, 403, 415)
+        else:
+            assert local
+            assert of is KEYLESS or route == "/admin/force"
 
 
 # -- what a body is -------------------------------------------------------------------------------
