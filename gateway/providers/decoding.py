@@ -14,13 +14,16 @@ from typing import Any
 
 import msgspec
 
-from gateway.assembly import normal_finish_reason
+from gateway.assembly import TextChunk, normal_finish_reason
 from gateway.errors import ErrorKind, UpstreamError, UpstreamUnavailable
 from gateway.generation import Choice, Chunk, Delta
 from gateway.providers.dialects import broken_finish, parse_event_error
 
 fast_chunk = msgspec.json.Decoder(Chunk).decode
 """Decode an event that is like the specification says; `msgspec.ValidationError` if it is not."""
+
+text_chunk = msgspec.json.Decoder(TextChunk).decode
+"""Decode an event that adds text and nothing else; `msgspec.ValidationError` if it is another."""
 
 
 class _WholeChoice(msgspec.Struct):

@@ -13,6 +13,7 @@ from gateway.providers.decoding import (
     fast_chunk,
     fast_whole,
     fold_reasoning,
+    text_chunk,
 )
 from gateway.sse import END, EventTooLarge, SSESplitter
 from gateway.transport.base import Response
@@ -59,6 +60,7 @@ class StreamReply:
         "_error",
         "_finished",
         "_n",
+        "_plain",
         "_response",
         "_seen",
         "_splitter",
@@ -70,6 +72,7 @@ class StreamReply:
         self._n = n
         self._splitter = SSESplitter()
         self._begun = False
+        self._plain = False  # the next event is likely to be text and nothing else
         self._ended = False
         self._error: UpstreamError | None = None  # raised once what came before it was read
         self._seen: set[int] = set()  # choices other than 0 that have begun
@@ -97,24 +100,16 @@ class StreamReply:
         chunks: list[Chunk] = []
         try:
             for payload in self._splitter.feed(data):
-                usual = self._begun
-                try:
-                    chunk = fast_chunk(payload)
-                    for choice in chunk.choices:
-                        if choice.finish_reason is not None:
-                            usual = False
-                        if choice.index:
-                            self._seen.add(choice.index)
-                        if choice.delta.reasoning is not None:
-                            fold_reasoning(choice.delta)
-                except NOT_JSON:
-                    usual = False
-                if usual and chunk.choices:
-                    chunks.append(chunk)
-                elif payload == END:
+                if self._plain:
+                    try:
+                        chunks.append(text_chunk(payload))
+                        continue
+                    except NOT_JSON:
+                        self._plain = False
+                if payload == END:
                     self._finish()
                     break
-                elif payload:
+                if payload and not (self._begun and self._add_usual(payload, chunks)):
                     self._add_carefully(payload, chunks)
             if self._splitter.error is not None:
                 raise self._decoder.error(self._splitter.error)
@@ -124,10 +119,31 @@ class StreamReply:
             self._fail(error)
         return chunks
 
+    def _add_usual(self, payload: bytes, chunks: list[Chunk]) -> bool:
+        """Add an event that only adds to choices. Returns False if it needs a careful look."""
+        try:
+            chunk = fast_chunk(payload)
+        except NOT_JSON:
+            return False
+        for choice in chunk.choices:
+            if choice.finish_reason is not None:
+                return False
+            if choice.index:
+                self._seen.add(choice.index)
+            if choice.delta.reasoning is not None:
+                fold_reasoning(choice.delta)
+        if not chunk.choices:
+            return False
+        chunks.append(chunk)
+        # Text after reasoning or tool calls: more of it may be plain from here on.
+        self._plain = bool(chunk.text) and chunk.choices[0].logprobs is None
+        return True
+
     def _add_carefully(self, payload: bytes, chunks: list[Chunk]) -> None:
         chunk = self._decoder.chunk(payload)
         if chunk is None:
             return
+        self._plain = not self._begun  # behind the first event text is the likeliest
         self._begun = True
         for choice in chunk.choices:
             self._seen.add(choice.index)

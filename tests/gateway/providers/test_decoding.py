@@ -18,6 +18,7 @@ from gateway.providers.decoding import (
     fast_chunk,
     fast_whole,
     fold_reasoning,
+    text_chunk,
 )
 
 DECODER = CarefulDecoder("vllm", "t/m", "secret-key")
@@ -80,11 +81,45 @@ def test_both_ways_agree_on_whole_answers(
         assert told(fast) == told(slow)
 
 
-def told(chunk: Chunk) -> tuple[Any, ...]:
+def told(*chunks: Chunk) -> tuple[Any, ...]:
     assembly = Assembly()
-    assembly.add(chunk)
+    assembly.add_all(chunks)
+    chunk = chunks[-1]
     return (assembly.choices(), assembly.id, assembly.model, assembly.created, assembly.usage,
             assembly.extra, assembly.has_content, chunk.carries(), chunk.finish_reason)  # fmt: skip
+
+
+@settings(max_examples=120, deadline=None)
+@given(deltas, st.integers(0, 1), st.sampled_from([None, "stop"]), st.booleans())
+def test_what_is_taken_for_plain_text_is_nothing_else(
+    delta: dict[str, Any], index: int, finish_reason: str | None, logprobs: bool
+) -> None:
+    more = {"logprobs": {"content": [{"token": "a"}]} if logprobs else None}
+    data = event(delta, index=index, finish_reason=finish_reason, **more)
+    first, payload = careful(event({"content": "so"})), msgspec.json.encode(data)
+    assert first is not None
+    fast = fast_chunk(payload)
+    for choice in fast.choices:
+        fold_reasoning(choice.delta)
+    try:
+        plain = text_chunk(payload)
+    except msgspec.ValidationError:
+        return
+    assert told(first, plain) == told(first, fast)
+    assert told(plain) == told(fast)
+    assert (plain.text, plain.reasoning) == (fast.text, fast.reasoning)
+
+
+def test_plain_text_is_recognized() -> None:
+    data = {**event({"content": "so"}, index=0, finish_reason=None, logprobs=None), "usage": None}
+    assert text_chunk(msgspec.json.encode(data)).text == "so"
+    for other in (
+        {"usage": {"total_tokens": 1}},
+        {"choices": []},
+        {"choices": data["choices"] * 2},
+    ):
+        with pytest.raises(msgspec.ValidationError):
+            text_chunk(msgspec.json.encode({**data, **other}))
 
 
 def test_the_usual_whole_answer_goes_the_fast_way() -> None:
