@@ -41,7 +41,9 @@ STEPS: Final = 120
 RECENT_S: Final = 10
 _LINES: Final = 200
 _REPEAT_S: Final = 30.0
-# Failing requests of one mode that are told apart; beyond that a sentence need not be exact.
+# Failures led to an opening if they are no older than this, and beyond a hundred nobody counts:
+# `[circuit] failure_window_s` is near enough for a sentence.
+_LED_TO_IT_S: Final = 60.0
 _TOLD_APART: Final = 100
 _FRESH_S: Final = 5.0
 _SNAPSHOT, _VIEWERS = "live", "live/viewers"
@@ -106,7 +108,7 @@ class Live:
         self._lines: dict[str, Line] = {}
         self._told = 0
         self._repeats: dict[str, str] = {}
-        self._failing: dict[str, set[str]] = {}
+        self._failing: dict[str, dict[str, float]] = {}
 
     # -- hearing --------------------------------------------------------------------------------
 
@@ -142,19 +144,21 @@ class Live:
                 del self._failing[event.mode]
         elif event.outcome == "failure":
             self._now.failure(event.mode)
-            failing = self._failing.setdefault(event.mode, set())
-            if len(failing) < _TOLD_APART:
-                failing.add(event.request_id)
+            failing = self._failing.setdefault(event.mode, {})
+            failing[event.request_id] = event.at
+            if len(failing) > _TOLD_APART:
+                del failing[next(iter(failing))]
 
     def _circuit(self, event: CircuitChanged) -> None:
-        failures = len(self._failing.pop(event.mode, ()))
-        told = circuit_words(event, failures, stand_in(event.mode, self._status()["modes"]))
+        failing = self._failing.pop(event.mode, {}).values()
+        failures = sum(at > event.at - _LED_TO_IT_S for at in failing)
+        told = circuit_words(event, stand_in(event.mode, self._status()["modes"]))
         # Workers that share a circuit all hear of its moves: the epoch says that it is one move.
         key = f"{event.mode} {event.epoch} {event.new}"
-        self._tell(told, event.at, key=key, known=failures)
+        self._tell(told, event.at, key=key, failures=failures)
 
     def _tell(
-        self, told: Told, at: float, *, key: str = "", repeat: str = "", known: int = 0
+        self, told: Told, at: float, *, key: str = "", repeat: str = "", failures: int = 0
     ) -> None:
         """Put a line into the log; what repeats within half a minute is counted, not repeated."""
         before = self._lines.get(self._repeats.get(repeat, "")) if repeat else None
@@ -168,7 +172,7 @@ class Live:
         if repeat:
             self._repeats[repeat] = key
         self._lines.pop(key, None)
-        self._lines[key] = Line(key, at, told.tone, told.text, known)
+        self._lines[key] = Line(key, at, told.tone, told.text, failures)
         if len(self._lines) > _LINES:
             del self._lines[next(iter(self._lines))]
             self._repeats = {r: k for r, k in self._repeats.items() if k in self._lines}

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from gateway.telemetry import histogram, tally
 from gateway.telemetry.histogram import percentiles
 from gateway.telemetry.live import MINUTE_S, RECENT_S, STEP_S, STEPS
-from gateway.telemetry.sentences import headline, stand_in
+from gateway.telemetry.sentences import headline, stand_in, with_failures
 from gateway.telemetry.snapshot import ModeStanding, Snapshot
 from gateway.telemetry.tally import Tally
 
@@ -47,7 +47,7 @@ def picture(snapshot: Snapshot, history: History | None = None) -> dict[str, Any
                 "key": line.key,
                 "ago_s": round(max(0.0, snapshot.at - line.at), 1),
                 "tone": line.tone,
-                "text": line.text,
+                "text": with_failures(line.text, line.failures),
                 "times": line.times,
             }
             for line in sorted(snapshot.lines.values(), key=lambda line: (line.at, line.key))

@@ -17,6 +17,7 @@ class Told(NamedTuple):
     text: str
 
 
+_AFTER_FAILURES = "{after failures}"
 _CAUSES = {
     "connect": "no connection",
     "timeout": "no answer in time",
@@ -64,12 +65,11 @@ def duration_words(seconds: float) -> str:
     return f"{minutes} min" + (f" {rest} s" if rest else "")
 
 
-def circuit_words(event: CircuitChanged, failures: int, instead: str) -> Told:
-    """A circuit's move.
+def circuit_words(event: CircuitChanged, instead: str) -> Told:
+    """A circuit's move. What led to it is counted by all workers: see `with_failures`.
 
     Args:
         event: the move.
-        failures: how many requests in a row had failed.
         instead: who answers now in its place; "" is nobody.
     """
     mode, why = event.mode, cause_words(event.cause)
@@ -80,7 +80,7 @@ def circuit_words(event: CircuitChanged, failures: int, instead: str) -> Told:
     if event.new in by_hand:
         return Told("warn", by_hand[event.new])
     if event.new == "open":
-        text = f"{_opened(event, failures)}: {why}; {_now(instead)}{_again(event.until)}"
+        text = f"{_opened(event)}: {why}; {_now(instead)}{_again(event.until)}"
         return Told("bad", text)
     if event.new == "probing":
         return Told("info", f"{mode} is being tried again with one request")
@@ -89,12 +89,18 @@ def circuit_words(event: CircuitChanged, failures: int, instead: str) -> Told:
     return Told("good", f"{mode} is back; it starts with a few requests")
 
 
-def _opened(event: CircuitChanged, failures: int) -> str:
+def with_failures(text: str, failures: int) -> str:
+    """A sentence of `circuit_words`, with how many requests in a row had failed; 0 is unknown."""
+    many = f" after {failures} failure{'s' * (failures > 1)}" if failures else ""
+    return text.replace(_AFTER_FAILURES, many)
+
+
+def _opened(event: CircuitChanged) -> str:
     if event.old == "probing":
         return f"{event.mode} is not back, its probe failed"
-    if event.cause in ("overdue", "failure ratio") or not failures:
+    if event.cause in ("overdue", "failure ratio"):
         return f"{event.mode} opened"
-    return f"{event.mode} opened after {failures} failure{'s' * (failures > 1)}"
+    return f"{event.mode} opened{_AFTER_FAILURES}"
 
 
 def resting_words(event: TargetResting) -> Told:

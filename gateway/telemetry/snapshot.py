@@ -21,7 +21,8 @@ class Line(msgspec.Struct, frozen=True):
     Attributes:
         key: what happened; the same in all workers that saw the same.
         at: when it last happened, on the clock.
-        known: how many failures the teller had seen: who saw most tells best.
+        text: a sentence; see `gateway.telemetry.sentences.with_failures`.
+        failures: how many requests in a row had failed before it.
         times: how often it happened.
     """
 
@@ -29,7 +30,7 @@ class Line(msgspec.Struct, frozen=True):
     at: float
     tone: Tone
     text: str
-    known: int = 0
+    failures: int = 0
     times: int = 1
 
 
@@ -188,4 +189,5 @@ def _target(targets: list[TargetStanding]) -> TargetStanding:
 
 
 def _line(lines: list[Line]) -> Line:
-    return max(lines, key=lambda line: (line.known, line.at, line.times, line.text))
+    latest = max(lines, key=lambda line: (line.at, line.times, line.text, line.tone))
+    return msgspec.structs.replace(latest, failures=sum(line.failures for line in lines))

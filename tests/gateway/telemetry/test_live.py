@@ -435,13 +435,21 @@ def test_workers_see_each_other_on_the_board_while_somebody_looks() -> None:
     assert not there.live.wanted()
 
 
-def test_one_move_of_a_shared_circuit_is_one_line_told_by_who_saw_the_failures() -> None:
+def test_failures_of_long_ago_did_not_lead_to_it() -> None:
+    stage = Stage()
+    stage.failed_attempt("creative", "long ago")
+    stage.now += 100
+    stage.failed_attempt("creative", "now")
+    assert "after 1 failure:" in stage.circuit("creative", "closed", "open", "server", until=300.0)
+
+
+def test_one_move_of_a_shared_circuit_is_one_line_that_counts_what_each_worker_saw() -> None:
     here, there = Stage(), Stage()
-    for name in "abc":
-        here.failed_attempt("creative", name)
+    for stage, name in ((here, "a"), (there, "b"), (here, "c")):
+        stage.failed_attempt("creative", name)
     here.circuit("creative", "closed", "open", "connect", until=300.0)
     there.now += 0.2
-    there.circuit("creative", "closed", "open", "another worker", until=299.8)
+    there.circuit("creative", "closed", "open", "connect", until=299.8)
     (event,) = picture(merge([here.live.snapshot(), there.live.snapshot()]))["events"]
     assert event["text"].startswith("creative opened after 3 failures: no connection")
 
