@@ -81,6 +81,25 @@ def serve(
 
 
 @main.command()
+def status(
+    url: Annotated[
+        str, typer.Option(envvar="GATEWAY_URL", help="Where it listens.")
+    ] = "http://127.0.0.1:8080",
+    as_json: Json = False,
+) -> None:
+    """How does a running service stand?
+
+    A key it may want is read from GATEWAY_KEY. Exit code 1 if nobody answers or it is not ready.
+    """
+    from gateway.server import asking  # noqa: PLC0415
+
+    with _plain_errors(as_json):
+        found = asking.ask(url)
+    typer.echo(_json(found) if as_json else asking.table(found))
+    raise typer.Exit(0 if found["ready"] else 1)
+
+
+@main.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to ask; - reads standard input.")],
     mode: Annotated[str | None, typer.Option(help="Mode to ask; the best one if left out.")] = None,

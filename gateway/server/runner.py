@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from gateway.config import Config
+from gateway.config_tables import options as check_options
 from gateway.errors import ConfigError
 from gateway.server import process
 from gateway.server.access import check_exposure
@@ -32,7 +33,9 @@ def serve(config: Config, given: Mapping[str, Any] | None = None) -> None:
         ConfigError: others could reach it and no keys are configured, the port cannot be taken, a
             target cannot be built, or a library is missing.
     """
-    options = replace(config.server, **dict(given or {}))
+    said = dict(given or {})
+    check_options(ServerOptions, said, "server")  # what a line says is judged as in a file
+    options = replace(config.server, **said)
     check_exposure(replace(config, server=options))
     _check_installed(options)
     _raise_file_limit(options.max_connections)
@@ -43,11 +46,11 @@ def serve(config: Config, given: Mapping[str, Any] | None = None) -> None:
             sys.stderr.flush()
 
         if options.workers == 1:
-            process.run(lambda: App(config, given), sock, ready)
+            process.run(lambda: App(config, said), sock, ready)
             return
         from gateway.server.supervisor import supervise  # noqa: PLC0415
 
-        supervise(config, dict(given or {}), sock, ready)
+        supervise(config, said, sock, ready)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -91,7 +91,7 @@ async def test_forms_of_a_good_request(serve: Serve, upstream: ScriptedUpstream)
         for path in ("/v1/models/", "/models", "/v1/mod%65ls", "/v1/models?limit=2"):
             client.send(f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n")
             assert (await client.answer()).status == 200, path
-        for path in ("/v1", "/v1/", "//", "/v1/models%2f..", "/%00", "/v1/chat/completions/x"):
+        for path in ("/v1", "/v1/", "/v1/models%2f..", "/%00", "/v1/chat/completions/x"):
             client.send(f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n")
             answer = await client.answer()
             assert answer.status == 404, path
