@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.assembly import TextChunk
 from gateway.generation import Choice, Chunk, Delta, Generation, Served, Usage
 from gateway.openai_api.answers import FINISHED, created, facts, finish_reason, usage_of
 from gateway.openai_api.errors import envelope
@@ -81,28 +82,15 @@ class ChatWriter:
         served = self._answer.served
         if served is not self._served:  # an interrupted answer goes on in another mode
             self._serve(served)
-        head, tail, begun = self._head, self._tail, self._open.get(0, False)
+        before, after, begun = self._before_text, self._after_text, 0 in self._open
         events: list[bytes] = []
         for chunk in chunks:
-            choices = chunk.choices
-            # The one hot case, spelled out: choice 0 goes on with what needs no second look, and
-            # is written as it is: a `Choice` has just the keys of the wire.
-            if begun and len(choices) == 1:
-                choice = choices[0]
-                delta = choice.delta
-                if (
-                    delta.content is not None
-                    and choice.index == 0
-                    and choice.finish_reason is None
-                    and delta.role is None
-                    and delta.reasoning_content is None
-                    and delta.tool_calls is None
-                    and chunk.extra is None
-                ):
-                    events += (head, _encode(choices), tail)
-                    continue
-            self._carefully(chunk, events)
-            begun = self._open.get(0, False)
+            # The one hot case: text for a choice that has begun. Its type says that it is no more.
+            if begun and type(chunk) is TextChunk:
+                events += (before, _encode(chunk.choices[0].delta.content), after)
+            else:
+                self._carefully(chunk, events)
+                begun = 0 in self._open
         return b"".join(events)
 
     def end(self) -> bytes:
@@ -186,6 +174,8 @@ class ChatWriter:
         }
         # All that is the same on every event, encoded once.
         self._head = b"data: " + _encode(self._stamp)[:-1] + b',"choices":'
+        self._before_text = self._head + b'[{"index":0,"delta":{"content":'
+        self._after_text = b'},"logprobs":null,"finish_reason":null}]' + self._tail
 
     def _plain(self, choices: list[Choice]) -> bytes:
         return b"".join((self._head, _encode(choices), self._tail))

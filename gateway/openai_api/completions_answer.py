@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.assembly import TextChunk
 from gateway.generation import Chunk, Generation, Served, Usage
 from gateway.openai_api.answers import created, facts, finish_reason, usage_of
 from gateway.openai_api.errors import envelope
@@ -82,8 +83,12 @@ class CompletionWriter:
         """The events of one batch."""
         if self._answer.served is not self._served:
             self._serve(self._answer.served)
+        before, after = self._before_text, self._after_text
         events: list[bytes] = []
         for chunk in chunks:
+            if self._told and type(chunk) is TextChunk:  # the one hot case
+                events += (before, _encode(chunk.choices[0].delta.content), after)
+                continue
             if chunk.usage is not None:
                 self._usage = chunk.usage
             if chunk.extra:
@@ -134,6 +139,8 @@ class CompletionWriter:
         }
         self._head = b"data: " + _encode(self._stamp)[:-1] + b',"choices":'
         self._tail = b',"usage":null}\n\n' if self._include_usage else b"}\n\n"
+        self._before_text = self._head + b'[{"text":'
+        self._after_text = b',"index":0,"logprobs":null,"finish_reason":null}]' + self._tail
 
     def _telling(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         self._told = True
