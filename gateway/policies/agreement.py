@@ -26,10 +26,8 @@ class Agreement(Protocol):
     worker: str
     """This worker's name among the others, another after a restart."""
 
-    @property
-    def life(self) -> int:
-        """Grows whenever the others are lost or found again. Not 0 once anything was called."""
-        ...
+    life: int
+    """Grows whenever the others are lost or found again. Not 0 once anything was called."""
 
     def look(self) -> bytes | None:
         """What others have made of the value since it was last seen here; None if nothing.

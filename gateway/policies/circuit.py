@@ -29,8 +29,7 @@ T = TypeVar("T")
 
 # Who only asks how things stand hears of other workers' doings this much later at most, seconds.
 _GLANCE_S = 0.05
-# A worker that is served tells the others so this often, seconds: who finds the mode silent, or a
-# share of its calls failed, must know of tokens and calls elsewhere (B4).
+# A worker that is served says so this often, seconds: who judges silence and shares must know (B4).
 _TELL_S = 1.0
 
 
@@ -75,9 +74,8 @@ class Circuit:
         self._in_vain_until = -math.inf
         self._in_vain_s, self._in_vain_in = 0.0, 0
         self._glance_at = self._tell_at = math.inf
-        self._worker = ""
+        self._worker = "" if agreement is None else agreement.worker
         if agreement is not None:
-            self._worker = agreement.worker
             self._turns = Turns(agreement, self._adopt, self._present)
             self._turns.look()
             self._untold.clear()  # how it stood before us is no transition
@@ -97,10 +95,8 @@ class Circuit:
     def look(self) -> None:
         """See now what other workers have done. Acting does; asking how it stands, each 50 ms."""
         turns = self._turns
-        if turns is not None and not turns.within:
-            self._glance_at = self._clock() + _GLANCE_S
-            if turns.look():
-                self._tell_all()
+        if turns is not None and not turns.within and turns.look():
+            self._tell_all()
 
     @property
     def epoch(self) -> int:
@@ -114,18 +110,14 @@ class Circuit:
 
     def phase(self) -> Phase:
         """Where the circuit stands now."""
-        now = self._clock()
-        if now >= self._glance_at:
-            self.look()
-        machine = self._machine
-        if now >= machine.calm_from:
-            return Phase.CLOSED
-        return machine.standing.phase(now, machine.options)
+        now, machine = self._glance(), self._machine
+        calm = now >= machine.calm_from
+        return Phase.CLOSED if calm else machine.standing.phase(now, machine.options)
 
     @property
     def downshifted(self) -> bool:
         """Whether requests for this mode are answered by a lower one."""
-        return self.phase().downshifted
+        return self._glance() < self._machine.calm_from and self.phase().downshifted
 
     @property
     def opened(self) -> float | None:
@@ -332,6 +324,14 @@ class Circuit:
             self._machine.open("overdue")
 
     # -- with other workers ---------------------------------------------------------------------
+
+    def _glance(self) -> float:
+        """The time; and see what others have done, if that was long ago."""
+        now = self._clock()
+        if now >= self._glance_at:
+            self._glance_at = now + _GLANCE_S
+            self.look()
+        return now
 
     def _in_turn(self, step: Callable[[], T]) -> T:
         if self._turns is None or self._turns.within:

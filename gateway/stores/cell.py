@@ -21,16 +21,12 @@ class Cell:
 
     def __init__(self, store: SharedStore, name: str) -> None:
         self.worker = store.worker
+        self.life = 0
         self._store = store
         self._name = name
-        self._seen = UNSETTLED
+        self._seen: bytes | None = None
         self._known: bytes | None = None
         self._look_at = -math.inf
-
-    @property
-    def life(self) -> int:
-        """See `SharedStore.life`."""
-        return self._store.life
 
     def alive(self, worker: str) -> bool:
         """Whether the process behind a worker's name may still be there."""
@@ -38,14 +34,17 @@ class Cell:
 
     def look(self) -> bytes | None:
         """What others have made of the state since it was last seen here; None if nothing."""
-        mark, now = self._store.mark(), self._store.clock()
+        store = self._store
+        now = store.clock()
+        mark = store.mark(now)
         if mark == self._seen and now < self._look_at:
             return None
-        found = self._store.state(self._name)
+        found = store.state(self._name)
         # An unsettled mark may stand for a commit still to come: look again. So does our own,
         # once: another's commit may lie between ours and its mark.
-        self._seen = mark if mark != UNSETTLED else b""
+        self._seen = mark if mark != UNSETTLED else None
         self._look_at = now + _RETRY_S
+        self.life = store.life
         return self._theirs(found)
 
     def change(self, step: Callable[[bytes | None], bytes | None]) -> None:
@@ -57,6 +56,7 @@ class Cell:
 
         def known(found: bytes | None) -> bytes | None:
             nonlocal kept
+            self.life = self._store.life
             kept = step(self._theirs(found))
             return kept
 
