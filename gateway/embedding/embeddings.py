@@ -87,7 +87,7 @@ class Embeddings:
         return embedding
 
     async def aclose(self) -> None:
-        """Close connections and give processes back."""
+        """Close connections."""
         await self.places.aclose()
 
     def _tell(

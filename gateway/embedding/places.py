@@ -131,9 +131,7 @@ class Places:
         return self._groups[name]
 
     async def aclose(self) -> None:
-        """Close connections and give processes back."""
-        for _, place in self._known:
-            await place.embedder.aclose()
+        """Close connections."""
         await self._clients.aclose()
 
     def _place(self, options: TargetOptions, config: Config) -> Place:

@@ -12,7 +12,6 @@ import hashlib
 import re
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -23,8 +22,6 @@ from gateway.generation import Usage
 from gateway.modes import TargetOptions
 from gateway.providers.capabilities import capabilities
 from gateway.providers.dialects import parse_error, parse_event_error
-from gateway.providers.local import LocalModel, LocalOptions
-from gateway.providers.model_process import Endpoint
 from gateway.transport.base import Client, Origin, Response, request_head
 
 _encode = msgspec.json.Encoder().encode
@@ -80,10 +77,6 @@ class Embedder(Protocol):
         """
         ...
 
-    async def aclose(self) -> None:
-        """Give back what was started for it."""
-        ...
-
 
 def build_embedder(
     options: TargetOptions, client: Client, api_key: Callable[[TargetOptions], str | None]
@@ -91,12 +84,12 @@ def build_embedder(
     """Build one resolved target of `[[embeddings.targets]]`.
 
     Raises:
-        ConfigError: a kind that cannot embed, no model, a missing key or weights.
+        ConfigError: a kind that cannot embed, no model, a missing key.
     """
-    if options.kind == "local":
-        return LocalEmbedder(options, client)
-    if options.kind in ("simulated", "callable"):
-        raise ConfigError(f"kind {options.kind!r} cannot embed", key="kind")
+    if options.kind in ("local", "simulated", "callable"):
+        raise ConfigError(
+            f"kind {options.kind!r} cannot embed; name an endpoint that can", key="kind"
+        )
     return HTTPEmbedder(options, client, api_key=api_key(options))
 
 
@@ -154,9 +147,6 @@ class HTTPEmbedder:
             raise self._refusal(response, answer)
         return self._read(answer, wants_base64=wants_base64)
 
-    async def aclose(self) -> None:
-        """Nothing of this target's own is open: connections belong to the client."""
-
     def _refusal(self, response: Response, body: bytes) -> UpstreamError:
         headers = {name.decode("latin-1"): v.decode("latin-1") for name, v in response.headers}
         return parse_error(
@@ -194,46 +184,6 @@ class HTTPEmbedder:
 
     def _broken(self, kind: ErrorKind, what: str) -> UpstreamUnavailable:
         return UpstreamUnavailable(f"{self.name} answered with {what}", kind=kind, target=self.name)
-
-
-class LocalEmbedder:
-    """The embedded model; an `Embedder`. Shares its process with chat targets of equal options.
-
-    Its vectors are means over the tokens of a small chat model: good enough to try things out.
-
-    Args:
-        options: a target of kind "local".
-        client: sends the requests.
-        model: the process; None shares the one with the same options.
-    """
-
-    def __init__(
-        self, options: TargetOptions, client: Client, *, model: LocalModel | None = None
-    ) -> None:
-        needs = model.options if model else LocalOptions.of(options)
-        self.model = options.model or needs.model
-        self.name = f"local/{self.model}"
-        self.domain = f"local/{needs.instance}"
-        self.headers_s = options.headers_s
-        self._options = replace(options, kind="llama_cpp", model=self.model, options={})
-        self._client = client
-        self._endpoint: Endpoint | None = None
-        self._server: HTTPEmbedder | None = None
-        self.process = model or LocalModel.share(needs)  # from here on it must be closed
-
-    async def embed(self, body: Mapping[str, Any], request_id: str) -> Vectors:
-        """Start the process if it is not running, and ask it; see `Embedder.embed`."""
-        endpoint = await self.process.endpoint()
-        if endpoint != self._endpoint:  # every start of it takes a port of its own
-            self._endpoint = endpoint
-            here = replace(self._options, base_url=f"{endpoint.address}/v1")
-            self._server = HTTPEmbedder(here, self._client, api_key=None)
-        assert self._server is not None
-        return await self._server.embed(body, request_id)
-
-    async def aclose(self) -> None:
-        """Give the process back; the last target that uses it stops it."""
-        await self.process.aclose()
 
 
 def _in_base64(data: bytes) -> bytes:

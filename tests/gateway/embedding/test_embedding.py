@@ -326,6 +326,7 @@ async def test_the_limits_of_a_key_count_here_too() -> None:
     ("wrong", "word"),
     [
         ({"kind": "simulated", "model": "x"}, "cannot embed"),
+        ({"kind": "local"}, "cannot embed"),
         ({"kind": "vllm"}, "which model"),
         ({"kind": "vllm", "model": "x", "base_url": "ftp://x"}, "http"),
         ({"kind": "vllm", "model": "x", "api_key_env": "NO_SUCH_KEY_HERE"}, "NO_SUCH_KEY_HERE"),
