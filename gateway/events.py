@@ -114,7 +114,7 @@ class HTTPFinished(Event, frozen=True, kw_only=True, tag="http_finished"):
         duration_s: seconds from its first byte to the last of the answer.
         request_bytes: length of its body, as far as it was read.
         client_disconnected: the caller left before the answer was complete.
-        refused: it was turned away before it reached the pipeline.
+        refused: it never reached the pipeline: not meant for it or, from 400 up, turned away.
         trace: the caller's W3C `traceparent`, "" if none or not a valid one.
     """
 

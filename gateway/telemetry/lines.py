@@ -130,9 +130,16 @@ def _attempt(event: AttemptFinished) -> dict[str, Any]:
     }
 
 
+def turned_away(event: HTTPFinished) -> bool:
+    """Whether it was refused at the door; what never needed the pipeline (a list of models) and
+    went well was not.
+    """
+    return event.refused and event.status >= 400
+
+
 def _http(event: HTTPFinished) -> dict[str, Any] | None:
     """What never reached the pipeline, or what the server itself broke after it."""
-    if event.route in PROBES or not (event.refused or event.status == 500):
+    if event.route in PROBES or not (turned_away(event) or event.status == 500):
         return None
     return {
         "request_id": event.request_id,

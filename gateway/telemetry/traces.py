@@ -16,7 +16,7 @@ from gateway.errors import GatewayError
 from gateway.events import AttemptFinished, Event, HTTPFinished, RequestFinished
 from gateway.telemetry import genai_names as names
 from gateway.telemetry.families import METHODS
-from gateway.telemetry.lines import PROBES
+from gateway.telemetry.lines import PROBES, turned_away
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -72,7 +72,7 @@ class Traces:
             self._attempt(event)
         elif type(event) is RequestFinished:
             self._request(event)
-        elif type(event) is HTTPFinished and event.refused and event.route not in PROBES:
+        elif type(event) is HTTPFinished and turned_away(event) and event.route not in PROBES:
             self._refused(event)
 
     def _attempt(self, event: AttemptFinished) -> None:

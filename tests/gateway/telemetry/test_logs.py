@@ -86,7 +86,7 @@ def test_an_upstreams_own_words_are_cut_short_and_stay_on_their_line() -> None:
         (http(status=401, error="invalid_api_key", refused=True), True),
         (http(status=404, route="", refused=True), True),
         (http(status=429, error="rate_limit_exceeded", refused=True), True),
-        (http(method="GET", route="/v1/models"), False),
+        (http(method="GET", route="/v1/models", refused=True), False),
         (http(method="GET", route="/metrics"), False),
         (http(method="GET", route="/metrics", status=401, refused=True), False),
         (http(method="GET", route="/readyz", status=503), False),

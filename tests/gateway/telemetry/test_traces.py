@@ -198,6 +198,7 @@ def test_only_http_requests_that_never_reached_the_pipeline_have_a_span_of_their
     backend = Backend()
     backend.tell(
         http(generation_id="gen-1"),
+        http(route="/v1/models", method="GET", refused=True),
         http(route="/metrics", method="GET", status=401, refused=True),
         http(method="EVIL", route="", status=404, refused=True),
         http(status=401, error="invalid_api_key", refused=True, trace=TRACE, duration_s=0.5),
@@ -318,7 +319,7 @@ except GatewayError as error:
 
 def test_a_process_without_any_backend_loses_nothing_but_its_spans() -> None:
     listen = Traces()
-    for event in (attempt(), request(), http(refused=True)):
+    for event in (attempt(), request(), http(refused=True, status=404)):
         listen(event)
 
 
