@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import Config, ConfigError
-from gateway.config import FeedbackOptions, ServerOptions
+from gateway.config import FeedbackOptions
 from gateway.middleware.admission import AdmissionOptions
 from gateway.modes import ModeOptions, TargetOptions
 from gateway.policies.budget import BudgetOptions
 from gateway.policies.keys import KeyOptions, key_hash
 from gateway.policies.phases import CircuitOptions
 from gateway.policies.ttl import CacheOptions
+from gateway.server.options import ServerOptions
 
 SHIPPED = Path(__file__).resolve().parents[2] / "config.toml"
 TABLES: dict[str, type] = {
