@@ -185,6 +185,7 @@ class ChatWriter:
         self._told = True
         if self._include_usage:
             more.setdefault("usage", None)
-        gateway = facts(self._answer.served)
-        event = {**self._extra, **self._stamp, "choices": choices, **more, "gateway": gateway}
+        gateway, extra = facts(self._answer.served), self._extra
+        self._extra = {}
+        event = {**extra, **self._stamp, "choices": choices, **more, "gateway": gateway}
         return b"data: " + _encode(event) + b"\n\n"

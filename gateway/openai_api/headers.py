@@ -84,6 +84,14 @@ def allows_degrade(headers: Mapping[str, str]) -> bool:
     return not said or said.strip().lower() not in ("false", "0", "no", "off")
 
 
+def on_interrupt(headers: Mapping[str, str]) -> str:
+    """What a stream does that breaks after its first token, see `Gateway.stream`: "continue" if
+    `x-gateway-on-interrupt` says so, else "error".
+    """
+    said = headers.get("x-gateway-on-interrupt", "")
+    return "continue" if said.strip().lower() == "continue" else "error"
+
+
 def was_retried(headers: Mapping[str, str]) -> bool:
     """Whether the client says that it has asked this before (OpenAI's SDKs count)."""
     said = headers.get("x-stainless-retry-count", "0").strip()

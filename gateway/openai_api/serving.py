@@ -12,6 +12,7 @@ from gateway.openai_api.headers import (
     Headers,
     allows_degrade,
     cache_control,
+    on_interrupt,
     overhead_s,
     patience_s,
     served_headers,
@@ -106,7 +107,10 @@ class Serving:
     ) -> Reply:
         """One answer as events. Waits for its first token, `headers_s` at most."""
         options = self._options(call, model, stream=True)
-        stream = self._gateway.stream(prompt, extra_body=params, raw=raw, **options)
+        policy = on_interrupt(call.headers)
+        stream = self._gateway.stream(
+            prompt, extra_body=params, raw=raw, on_interrupt=policy, **options
+        )
         opening: asyncio.Task[Any] | None = None
         if self._headers_s is None:
             await stream.__aenter__()

@@ -124,7 +124,7 @@ async def test_logprobs_and_what_else_the_upstream_says_pass(upstream: Upstream)
     second["choices"][0]["logprobs"] = logprobs
     upstream.body = sse(first, second, chunk({}, "stop", timings={"ms": 5}))
     events = await streamed(upstream, logprobs=True)
-    assert events[0]["system_fingerprint"] == "fp"
+    assert ["system_fingerprint" in event for event in events[:-1]] == [True, False, False, False]
     assert events[2]["choices"][0]["logprobs"] == logprobs
     assert events[-2]["timings"] == {"ms": 5}
 
@@ -242,3 +242,19 @@ async def test_a_replayed_answer_is_the_same_stream(upstream: Upstream) -> None:
     assert events[0]["gateway"]["cached"] is True
     assert events[-2]["usage"] == USAGE
     assert json.dumps(events).count("[DONE]") == 1
+
+
+async def test_a_broken_stream_goes_on_in_the_next_mode_for_who_asked_for_that(
+    upstream: Upstream,
+) -> None:
+    upstream.body = sse(chunk({"content": "ce"}), done=False)
+    lower = Upstream(FINE.replace(b"qwen-real", b"qwen-small").replace(b'"ce"', b'"-"'))
+    async with stage(config(upstream, lower)) as s:
+        events = events_of(await s.chat({"x-gateway-on-interrupt": "continue"}, stream=True))
+    assert "".join(delta.get("content", "") for delta in deltas(events)) == "ce-dar"
+    assert sum("role" in delta for delta in deltas(events)) == 1
+    assert events[-1] == "[DONE]"
+    assert [event["model"] for event in (events[0], events[-2])] == ["qwen-real", "qwen-small"]
+    assert [event["gateway"]["mode"] for event in (events[0], events[-2])] == [
+        *("creative", "balanced")
+    ]

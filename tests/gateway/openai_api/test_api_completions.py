@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from api_stage import USAGE, Upstream, config, events_of, sse, stage
 from openai.types import Completion
@@ -131,3 +132,12 @@ async def test_bad_fields_are_named(
     assert (answer.status_code, error["param"]) == (400, param)
     assert word in error["message"]
     assert not upstream.asked
+
+
+async def test_the_sdk_reads_both(upstream: Upstream) -> None:
+    async with stage(config(upstream)) as s:
+        sdk = openai.AsyncOpenAI(http_client=s.http, base_url="http://gateway/v1", api_key="x")
+        whole = await sdk.completions.create(model="creative", prompt="x")
+        stream = await sdk.completions.create(model="creative", prompt="y", stream=True)
+        parts = [event.choices[0].text async for event in stream]
+    assert whole.choices[0].text == "".join(parts) == "cedar"
