@@ -171,6 +171,19 @@ def test_a_token_after_the_report_breaks_the_silence_too(hire: Hire, clock: Manu
     assert not c.circuit.sweep()
 
 
+def test_who_hears_of_silence_and_had_a_token_says_so(hire: Hire, clock: ManualClock) -> None:
+    a, b, c = hire(), hire(), hire()
+    clock.advance(1.0)
+    c.served()  # which it tells
+    a.admit(), a.admit(), b.admit()
+    clock.advance(0.5)
+    c.served()  # which it does not, so soon
+    clock.advance(10.0)
+    assert not a.circuit.sweep()
+    c.circuit.look()
+    assert not b.circuit.sweep()
+
+
 def test_an_overdue_attempt_that_ended_is_silent_no_more(hire: Hire, clock: ManualClock) -> None:
     a, b = hire(), hire()
     gone = [a.admit(), a.admit()]
@@ -224,6 +237,20 @@ def test_a_probe_that_overstays_failed_when_its_lease_ended(hire: Hire, clock: M
     assert (a.circuit.phase(), a.circuit.late) == (Phase.OPEN, 1)
 
 
+def test_a_probe_that_comes_too_late_does_not_end_the_next_ones_lease(
+    hire: Hire, clock: ManualClock
+) -> None:
+    a, b = hire(), hire()
+    a.run(F, F, F)
+    clock.advance(300.0)
+    early = a.admit()
+    clock.advance(330.0)
+    assert b.admit().probe
+    a.circuit.settle(early, N)
+    assert a.circuit.admit() is None
+    assert a.circuit.phase() is Phase.PROBING
+
+
 def test_a_probe_whose_worker_died_leaves_the_place_to_the_next(
     hire: Hire, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +274,18 @@ def test_driven_by_hand_it_moves_everywhere(hire: Hire) -> None:
     assert a.circuit.breaker.current_state is b.circuit.breaker.current_state
     a.circuit.breaker.close()
     assert b.run(F) is Phase.RECOVERING
+
+
+def test_a_hand_is_the_last_word_whatever_happened_meanwhile(hire: Hire) -> None:
+    a, b = hire(), hire()
+    a.circuit.force("closed")
+    a.circuit.force("auto")
+    early = a.admit()
+    b.circuit.breaker.open()
+    assert a.circuit.admit() is None
+    assert a.circuit.epoch == b.circuit.epoch == 3
+    a.circuit.settle(early, S)
+    assert a.circuit.late == 1
 
 
 def test_a_count_that_begins_after_a_closing_is_not_lost_on_the_way(
