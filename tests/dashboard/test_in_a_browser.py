@@ -199,6 +199,19 @@ def test_a_keyboard_gets_everywhere(outage: Service, look: Look) -> None:
     assert {"theme", "auto", "open", "closed", "prompt", "try-send", "events"} <= seen
 
 
+def test_several_workers_are_shown_as_one_service(serve: Any, look: Look) -> None:
+    service = serve(f"{WELL}workers = 2\n")
+    service.ask("fast", 8)  # each on a connection of its own: both workers get some
+    visit = look(service)
+    visit.live()
+    visit.says("#config", "2 workers")
+    visit.says("#flow", "asked 8 ×")
+    visit.mode("balanced").get_by_role("button").filter(has_text="open").click()
+    visit.mode_is("balanced", "forced_open")
+    visit.says("#events", "balanced was forced open by an operator; fast answers")
+    assert visit.page.locator("#events li").count() == 1
+
+
 # -- what one can do ------------------------------------------------------------------------------
 
 
@@ -246,6 +259,9 @@ def test_where_keys_are_configured_the_page_asks_for_one(serve: Any, look: Look)
     visit = look(serve(f"{WELL}{hashed}"))
     visit.says("#keys", "These figures take an API key.")
     assert visit.page.inner_text("#ladder") == ""
+    visit.page.keyboard.press("Escape")  # rather not
+    assert visit.page.inner_text("#link") == "needs a key"
+    visit.page.click("#retry")
     visit.page.fill("#key", ALICE)
     visit.page.keyboard.press("Enter")
     page = visit.live()

@@ -10,6 +10,14 @@ const LONGEST_WAIT_MS = 10_000;
 export function connect(url, { onFrame, onState }) {
   let wait = FIRST_WAIT_MS;
   let wake = () => {};
+  const woken = (ms) =>
+    new Promise((resolve) => {
+      const timer = ms && setTimeout(resolve, ms);
+      wake = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
 
   async function once() {
     const gone = new AbortController();
@@ -49,7 +57,7 @@ export function connect(url, { onFrame, onState }) {
         if ((await once()) === "key") {
           forget("api");
           onState({ state: "key" });
-          await askFor("api", "These figures take an API key.");
+          if (!(await askFor("api", "These figures take an API key."))) await woken();
           continue;
         }
       } catch (error) {
@@ -59,13 +67,7 @@ export function connect(url, { onFrame, onState }) {
       const pause = wait * (0.75 + Math.random() / 2);
       wait = Math.min(wait * 2, LONGEST_WAIT_MS);
       onState({ state: "lost", retryAt: performance.now() + pause, why });
-      await new Promise((resolve) => {
-        const timer = setTimeout(resolve, pause);
-        wake = () => {
-          clearTimeout(timer);
-          resolve();
-        };
-      });
+      await woken(pause);
     }
   }
 

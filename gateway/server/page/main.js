@@ -72,7 +72,7 @@ function onState(next) {
   setAttribute(byId("link"), "data-state", next.state);
   setAttribute(byId("link"), "title", next.why || null);
   setAttribute(document.body, "data-link", next.state);
-  byId("retry").hidden = next.state !== "lost";
+  byId("retry").hidden = next.state !== "lost" && next.state !== "key";
   tick();
 }
 
