@@ -13,6 +13,7 @@ from gateway.config import Config
 from gateway.errors import ConfigError
 from gateway.events import ConfigReloaded, Event, Listener
 from gateway.gateway import Gateway
+from gateway.server import openapi
 from gateway.server.access import Access
 from gateway.server.asgi import ASGI
 from gateway.server.dashboard import Dashboard
@@ -70,6 +71,7 @@ class App:
             Access(self.config),
             self.operations.routes(),
             self.dashboard.routes(),
+            openapi.routes(),
             tell=self._tell,
         )
         self.asgi = _with_cors(ASGI(self.service, self.config.server), self.config)
