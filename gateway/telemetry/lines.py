@@ -18,6 +18,7 @@ from gateway.events import (
     Event,
     HTTPFinished,
     RequestFinished,
+    SharingChanged,
     TargetResting,
 )
 
@@ -33,9 +34,12 @@ PROBES = frozenset(
         "/health/liveness",
         "/health/readiness",
         "/metrics",
+        "/",
+        "/dashboard/",
+        "/live",
     }
 )
-"""Routes that machines ask every few seconds: in the metrics, never in the log."""
+"""Routes that machines, and the page for people, ask all the time: not worth a line."""
 
 # The longest text an upstream may put into a line (its model's name, its finish reason).
 _LONGEST = 200
@@ -56,6 +60,8 @@ def level_of(event: Event) -> Level:
         case CircuitChanged(new="open" | "forced_open"):
             level = "warning"
         case ConfigReloaded(result="refused" | "rolled_back" | "not_rolled_back"):
+            level = "warning"
+        case SharingChanged(shared=False):
             level = "warning"
         case AttemptFinished():
             level = "debug"
