@@ -126,7 +126,7 @@ class ChatWriter:
                 piece = Choice(delta, index=index, logprobs=logprobs)
                 events += (self._head, _encode([piece]), self._tail)
                 logprobs = None
-            if reason is not None:
+            if reason is not None and self._open[index]:
                 self._finish(index, reason, logprobs, events)
 
     def _begin_choice(self, index: int, events: list[bytes]) -> None:

@@ -94,13 +94,13 @@ class CompletionWriter:
             if chunk.extra:
                 self._extra.update(chunk.extra)
             for choice in chunk.choices:
-                reason = choice.finish_reason
-                self._open[choice.index] = reason is None
+                unfinished = self._open.setdefault(choice.index, True)
                 text = choice.delta.content
                 if text or choice.logprobs:
                     events.append(self._event(choice.index, text or "", choice.logprobs))
-                if reason is not None:
-                    events.append(self._finish(choice.index, reason))
+                if choice.finish_reason is not None and unfinished:
+                    self._open[choice.index] = False
+                    events.append(self._finish(choice.index, choice.finish_reason))
         return b"".join(events)
 
     def end(self) -> bytes:

@@ -161,21 +161,21 @@ NAMES = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(ROUTES), st.dictionaries(NAMES, JSON, max_size=6) | JSON)
 async def test_any_json_is_answered_or_refused(route: str, body: Any) -> None:
     async with stage(config(Upstream())) as s:
         await never_fails(s, route, json.dumps(body).encode())
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(ROUTES), st.binary(max_size=60))
 async def test_any_bytes_are_refused(route: str, body: bytes) -> None:
     async with stage(config(Upstream())) as s:
         await never_fails(s, route, body)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.sampled_from(["cache-control", "x-stainless-read-timeout", "x-gateway-allow-degrade"]),
     st.binary(max_size=30).map(lambda b: b.replace(b"\r", b"").replace(b"\n", b"")),
