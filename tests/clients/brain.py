@@ -11,13 +11,16 @@ and those of other models a good answer. Plays are the names of `FAULTS` and of 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
+import struct
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gateway.simulator.answers import numbered_words
 from gateway.simulator.scripted import Exchange, ScriptedUpstream
 from gateway.simulator.scripted.catalogue import plays
 
@@ -63,10 +66,15 @@ class Brain(ScriptedUpstream):
 
     async def answer(self, exchange: Exchange) -> None:
         """Play what the prompt says."""
-        if not exchange.is_chat:
+        if exchange.path.endswith("/embeddings"):
+            _embed(exchange)
+            return
+        if not exchange.path.endswith("/completions"):
             await super().answer(exchange)
             return
         prompt = _prompt(exchange.body)
+        if not exchange.is_chat:  # its words follow from the text that goes on
+            exchange.tokens = numbered_words([exchange.model, prompt], len(exchange.tokens))
         tag, cues = _note(prompt)
         text = "".join(exchange.tokens)
         before = sum(seen.model == exchange.model for seen in self.asked(tag)) if tag else 0
@@ -85,6 +93,9 @@ class Brain(ScriptedUpstream):
 async def answer(exchange: Exchange) -> None:
     """A good answer: a tool call, JSON or words, as the request wants."""
     body, prompt = exchange.body, _prompt(exchange.body)
+    if not exchange.is_chat:
+        _go_on(exchange)
+        return
     tool = _tool_wanted(body)
     form = body.get("response_format") or {}
     if tool is not None:
@@ -210,12 +221,50 @@ def _say_text(exchange: Exchange, *tokens: str) -> None:
     exchange.finish()
 
 
+def _go_on(exchange: Exchange) -> None:
+    """A legacy completion: the text goes on."""
+    about = {"id": "cmpl-scripted", "object": "text_completion", "created": 1790000000}
+    about["model"] = exchange.model
+    choice = {"index": 0, "text": "", "finish_reason": None, "logprobs": None}
+    if not exchange.stream:
+        choice |= {"text": "".join(exchange.tokens), "finish_reason": "stop"}
+        exchange.json(about | {"choices": [choice], "usage": exchange.usage()})
+        return
+    exchange.head()
+    for token in exchange.tokens:
+        exchange.event(about | {"choices": [choice | {"text": token}]})
+    exchange.event(about | {"choices": [choice | {"finish_reason": "stop"}]})
+    if (exchange.body.get("stream_options") or {}).get("include_usage"):
+        exchange.event(about | {"choices": [], "usage": exchange.usage()})
+    exchange.write(b"data: [DONE]\n\n")
+    exchange.end()
+
+
+def vector_of(text: str) -> list[float]:
+    """What a text is embedded as: numbers that a float of 32 bits holds exactly."""
+    return [len(text) / 8, sum(map(ord, text)) % 1024 / 4, -0.5]
+
+
+def _embed(exchange: Exchange) -> None:
+    texts = exchange.body["input"]
+    texts = [texts] if isinstance(texts, str) else texts
+    vectors: list[Any] = [vector_of(text) for text in texts]
+    if exchange.body.get("encoding_format") == "base64":
+        packed = [struct.pack(f"<{len(vector)}f", *vector) for vector in vectors]
+        vectors = [base64.b64encode(vector).decode() for vector in packed]
+    data = [{"object": "embedding", "index": n, "embedding": v} for n, v in enumerate(vectors)]
+    usage = {"prompt_tokens": len(texts), "total_tokens": len(texts)}
+    exchange.json({"object": "list", "data": data, "model": exchange.model, "usage": usage})
+
+
 def _pieces(text: str, length: int = 7) -> list[str]:
     return [text[start : start + length] for start in range(0, len(text), length)]
 
 
 def _prompt(body: Mapping[str, Any]) -> str:
     """The latest thing the user said."""
+    if isinstance(body.get("prompt"), str):
+        return str(body["prompt"])
     for message in reversed(body.get("messages") or []):
         if message.get("role") == "user":
             content = message.get("content")

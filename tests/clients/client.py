@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import environments
+from servers import KEYS
 
 SCRIPTS: Final = Path(__file__).parent / "scripts"
 LONGEST_S: Final = 120.0
@@ -70,6 +71,7 @@ class Client:
             "CLIENT": name,
             "PART": part,
             "GATEWAY_URL": url,
+            "GATEWAY_KEYS": json.dumps(KEYS),
             "NO_PROXY": "127.0.0.1",
         }
         with self._errors.open("wb") as errors:

@@ -19,8 +19,17 @@ from typing import Any, Final, TypeVar
 
 from brain import Brain, Seen
 
+from gateway.policies.keys import key_hash
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 SAFETY_S: Final = 30.0
+EMBEDDER: Final = "qwen-embedder"
+KEYS: Final = {
+    "tests": "sk-tests-may-ask-for-everything",
+    "narrow": "sk-tests-may-only-ask-for-fast",
+    "rare": "sk-tests-may-ask-once-in-a-minute",
+}
+"""Keys of the scripted service; a client that sent none would not come in."""
 MODES: Final = {"creative": "qwen-large", "balanced": "qwen-medium", "fast": "qwen-small"}
 """The modes of the scripted service, best first, and their models."""
 
@@ -136,7 +145,7 @@ class Service:
         return False
 
 
-def scripted_config(base_url: str, more: str = "") -> str:
+def scripted_config(base_url: str, *, keys: bool = True) -> str:
     """Three modes in front of a scripted upstream."""
     modes = [
         f"""
@@ -151,7 +160,21 @@ model = "{model}"
 """
         for mode, model in MODES.items()
     ]
-    return "".join([*modes, _STEADY, more])
+    embeddings = f"""
+[[embeddings.targets]]
+kind = "vllm"
+base_url = "{base_url}"
+model = "{EMBEDDER}"
+"""
+    return "".join([*modes, embeddings, _STEADY, *(_key_tables() if keys else ())])
+
+
+def _key_tables() -> list[str]:
+    more = {"narrow": 'modes = ["fast"]', "rare": "requests_per_min = 1"}
+    return [
+        f'[keys.{name}]\nhash = "{key_hash(key)}"\n{more.get(name, "")}\n'
+        for name, key in KEYS.items()
+    ]
 
 
 def real_config() -> str:

@@ -40,6 +40,18 @@ def test_a_prompt_too_long_for_the_real_model(play_real: Play, name: str) -> Non
     assert facts["code"] == "context_length_exceeded"
 
 
+@pytest.mark.parametrize("name", ["openai2", "openai3"])
+def test_a_response_of_the_real_model(play_real: Play, name: str) -> None:
+    facts = play_real(name)["real_response"]
+    assert "Paris" in facts["text"]
+    assert "".join(facts["deltas"]) == facts["text"]
+
+
+@pytest.mark.parametrize("name", ["openai2", "openai3"])
+def test_a_raw_text_goes_on_without_a_chat_template(play_real: Play, name: str) -> None:
+    assert play_real(name)["real_completion"]["text"].startswith(" Paris")
+
+
 def _tokens(usage: dict[str, Any]) -> int:
     total = usage.get("total_tokens")
     return int(total if total is not None else usage["input_tokens"] + usage["output_tokens"])

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is no
 
 @pytest.fixture(scope="module")
 def service(behind: Behind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    config = scripted_config(behind.brain.base_url)
+    config = scripted_config(behind.brain.base_url, keys=False)
     with running(config, tmp_path_factory.mktemp("curl")) as service:
         yield service
 

@@ -62,7 +62,7 @@ def test_with_tools_and_schemas(
     need: Callable[[str], None], behind: Behind, tmp_path: Path
 ) -> None:
     need("openai3")
-    with running(scripted_config(behind.brain.base_url), tmp_path) as service:
+    with running(scripted_config(behind.brain.base_url, keys=False), tmp_path) as service:
         fates = run_suite(service.url, "scripted", tmp_path)
     check(fates, at_least=43)
     assert (

@@ -2,7 +2,7 @@
 
 import { KEY, URL_, ask, caught, errorFacts, load, playAll, real, scenario, seconds, versionOf } from "./facts.mjs";
 
-const { generateObject, generateText, stepCountIs, streamObject, streamText, tool } = await load("ai");
+const { embedMany, generateObject, generateText, stepCountIs, streamObject, streamText, tool } = await load("ai");
 const { createOpenAICompatible } = await load("@ai-sdk/openai-compatible");
 const { z } = await load("zod");
 
@@ -105,6 +105,23 @@ scenario("structured_streamed", async () => {
   let partial = 0;
   for await (const _ of stream.partialObjectStream) partial += 1;
   return { parsed: await stream.object, partial };
+});
+
+scenario("completions", async () => {
+  const { text } = await generateText({ model: provider().completionModel("creative"), prompt: ask("completions") });
+  const stream = streamText({ model: provider().completionModel("creative"), prompt: ask("completions.stream"), ...quiet });
+  return { text, streamed: (await parts(stream)).text };
+});
+
+scenario("embeddings", async () => {
+  const texts = ["cedar", "vétiver 香根草"];
+  const { embeddings } = await embedMany({ model: provider().textEmbeddingModel("qwen-embedder"), values: texts });
+  return { texts, vectors: embeddings };
+});
+
+scenario("keys", async () => {
+  const stranger = model("fast", { apiKey: "sk-nobody-has-this-key-at-all" });
+  return { wrong: await caught(() => generateText({ model: stranger, prompt: ask("keys.wrong") })) };
 });
 
 scenario("too_long", () => caught(() => generateText({ model: model(), prompt: ask("too_long", ["*=400_context_vllm"]) })));

@@ -5,7 +5,8 @@ import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
 
 export const URL_ = process.env.GATEWAY_URL;
-export const KEY = "sk-anything";
+export const KEYS = JSON.parse(process.env.GATEWAY_KEYS);
+export const KEY = KEYS.tests;
 
 // The packages stand in the environment this is started in, not beside this file.
 const here = createRequire(process.cwd() + "/package.json");

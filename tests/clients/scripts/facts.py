@@ -14,7 +14,8 @@ from typing import Any
 
 URL = os.environ["GATEWAY_URL"]
 CLIENT = os.environ["CLIENT"]
-KEY = "sk-anything"
+KEYS = json.loads(os.environ["GATEWAY_KEYS"])
+KEY = KEYS["tests"]
 
 _parts: dict[str, dict[str, Callable[[], Any]]] = {"scripted": {}, "real": {}}
 

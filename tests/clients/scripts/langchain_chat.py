@@ -10,7 +10,7 @@ import langchain_openai
 from facts import KEY, URL, ask, caught, error_facts, play_all, real, scenario
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
 
 
@@ -36,7 +36,7 @@ def find_notes(family: str, count: int) -> str:
 
 def model(name: str = "creative", **options: Any) -> ChatOpenAI:
     options = {"stream_usage": True, "use_responses_api": False, **options}
-    return ChatOpenAI(model=name, base_url=URL, api_key=KEY, **options)
+    return ChatOpenAI(model=name, base_url=URL, **{"api_key": KEY, **options})
 
 
 def message_facts(message: AIMessage) -> dict[str, Any]:
@@ -113,6 +113,51 @@ def structured_streamed() -> dict[str, Any]:
     *_, parsed = chain.stream(ask("structured_streamed"))
     assert isinstance(parsed, Perfume)
     return {"parsed": parsed.model_dump()}
+
+
+@scenario
+def responses() -> dict[str, Any]:
+    """The same model over the Responses API."""
+    answer = model(use_responses_api=True).invoke(ask("responses"))
+    return {"text": answer.text, "usage": answer.usage_metadata}
+
+
+@scenario
+def responses_streamed() -> dict[str, Any]:
+    chunks = list(model(use_responses_api=True).stream(ask("responses_streamed")))
+    texts = [chunk.text for chunk in chunks if chunk.text]
+    return {"text": "".join(texts), "deltas": texts}
+
+
+@scenario
+def responses_tools() -> dict[str, Any]:
+    asking = model(use_responses_api=True).bind_tools([find_notes])
+    return message_facts(asking.invoke(ask("responses_tools")))
+
+
+@scenario
+def completions() -> dict[str, Any]:
+    text = OpenAI(model="creative", base_url=URL, api_key=KEY)
+    return {
+        "text": text.invoke(ask("completions")),
+        "streamed": "".join(text.stream(ask("completions.stream"))),
+    }
+
+
+@scenario
+def embeddings() -> dict[str, Any]:
+    """LangChain would send token numbers; checking the length here is for OpenAI's models only."""
+    embedder = OpenAIEmbeddings(
+        model="qwen-embedder", base_url=URL, api_key=KEY, check_embedding_ctx_length=False
+    )
+    texts = ["cedar", "vétiver 香根草"]
+    return {"texts": texts, "vectors": embedder.embed_documents(texts)}
+
+
+@scenario
+def keys() -> dict[str, Any]:
+    stranger = model(api_key="sk-nobody-has-this-key-at-all")
+    return {"wrong": caught(lambda: stranger.invoke(ask("keys.wrong")))}
 
 
 @scenario

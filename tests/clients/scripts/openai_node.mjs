@@ -153,6 +153,46 @@ scenario("left_whole", async () => {
   return { ...facts, left_at: Date.now() / 1000 };
 });
 
+scenario("completions", async () => {
+  const answer = await client.completions.create({ model: "creative", prompt: ask("completions") });
+  let streamed = "";
+  const stream = await client.completions.create({ model: "creative", prompt: ask("completions.stream"), stream: true });
+  for await (const chunk of stream) for (const choice of chunk.choices) streamed += choice.text;
+  return { text: answer.choices[0].text, streamed };
+});
+
+scenario("embeddings", async () => {
+  const texts = ["cedar", "vétiver 香根草"];
+  const answer = await client.embeddings.create({ model: "qwen-embedder", input: texts });
+  return { texts, vectors: answer.data.map((item) => item.embedding), model: answer.model };
+});
+
+scenario("responses", async () => {
+  const answer = await client.responses.create({ model: "creative", input: ask("responses") });
+  return { text: answer.output_text, model: answer.model, status: answer.status };
+});
+
+scenario("responses_streamed", async () => {
+  const deltas = [];
+  const stream = client.responses.stream({ model: "creative", input: ask("responses_streamed") });
+  for await (const event of stream) if (event.type === "response.output_text.delta") deltas.push(event.delta);
+  return { text: (await stream.finalResponse()).output_text, deltas };
+});
+
+scenario("responses_tools", async () => {
+  const answer = await client.responses.create({
+    model: "creative", input: ask("responses_tools"), tools: [{ type: "function", ...FIND_NOTES.function }],
+  });
+  const calls = answer.output.filter((item) => item.type === "function_call");
+  return { calls: calls.map((call) => ({ name: call.name, arguments: JSON.parse(call.arguments) })) };
+});
+
+scenario("keys", async () => {
+  const stranger = new OpenAI({ baseURL: URL_, apiKey: "sk-nobody-has-this-key-at-all" });
+  const messages = user(ask("keys.wrong"));
+  return { wrong: await caught(() => stranger.chat.completions.create({ model: "fast", messages })) };
+});
+
 scenario("models", async () => {
   const ids = [];
   for await (const model of client.models.list()) ids.push(model.id);

@@ -10,7 +10,7 @@ import pydantic_ai
 from facts import KEY, URL, ask, caught, error_facts, play_all, real, scenario
 from pydantic import BaseModel
 from pydantic_ai import Agent, NativeOutput
-from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 
@@ -109,6 +109,21 @@ async def structured_streamed() -> dict[str, Any]:
     typed = agent(output_type=NativeOutput(Perfume))
     async with typed.run_stream(ask("structured_streamed")) as result:
         return {"parsed": (await result.get_output()).model_dump()}
+
+
+@scenario
+async def responses() -> dict[str, Any]:
+    """The same agent over the Responses API."""
+    provider = OpenAIProvider(base_url=URL, api_key=KEY)
+    result = await Agent(OpenAIResponsesModel("creative", provider=provider)).run(ask("responses"))
+    return result_facts(result, result.output)
+
+
+@scenario
+def keys() -> dict[str, Any]:
+    stranger = OpenAIProvider(base_url=URL, api_key="sk-nobody-has-this-key-at-all")
+    asking = Agent(OpenAIChatModel("creative", provider=stranger))
+    return {"wrong": caught(lambda: asking.run_sync(ask("keys.wrong")))}
 
 
 @scenario
