@@ -18,6 +18,7 @@ from gateway.server.access import Access
 from gateway.server.asgi import ASGI
 from gateway.server.dashboard import Dashboard
 from gateway.server.operations import Operations
+from gateway.server.options import ServerOptions
 from gateway.server.reloading import FileWatch, restart_needed
 from gateway.server.service import Service
 from gateway.stores.shared import SharedStore
@@ -74,7 +75,7 @@ class App:
             openapi.routes(),
             tell=self._tell,
         )
-        self.asgi = _with_cors(ASGI(self.service, self.config.server), self.config)
+        self.asgi = _asgi(self.service, self.config.server)
         self._beside: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -164,16 +165,15 @@ def _all(listeners: list[Listener]) -> Listener:
     return tell
 
 
-def _with_cors(asgi: ASGI, config: Config) -> Any:
+def _asgi(service: Service, options: ServerOptions) -> Any:
     """Web pages of other origins may call only where they are named."""
-    origins = config.server.cors_origins
-    if not origins:
-        return asgi
+    if not options.cors_origins:
+        return ASGI(service, options)
     from starlette.middleware.cors import CORSMiddleware  # noqa: PLC0415
 
     return CORSMiddleware(
-        asgi,
-        allow_origins=origins,
+        ASGI(service, options, wrapped=True),
+        allow_origins=options.cors_origins,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
         expose_headers=["*"],

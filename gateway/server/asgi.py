@@ -20,6 +20,10 @@ Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Respond = Callable[[int, list[tuple[str, str]], bytes], bool]
+
+RESPOND: Final = "gateway.respond"
+"""Where a scope may hold a way to send a whole answer at once; see `Connection`."""
 
 # Most answers are there sooner; for them nobody need watch whether the client is still there.
 WATCH_AFTER_S: Final = 0.2
@@ -34,20 +38,25 @@ class ASGI:
     Args:
         service: answers.
         options: bounds on what is taken in.
+        wrapped: whether something around it must see each message.
     """
 
-    def __init__(self, service: Service, options: ServerOptions) -> None:
+    def __init__(self, service: Service, options: ServerOptions, *, wrapped: bool = False) -> None:
+        self._wrapped = wrapped
         self._service = service
         self._options = options
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""
         if scope["type"] == "http":
-            await self._http(_call(scope), receive, send)
+            respond = None if self._wrapped else scope.get(RESPOND)
+            await self._http(_call(scope), receive, send, respond)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})  # before it was accepted: 403
 
-    async def _http(self, call: Call, receive: Receive, send: Send) -> None:
+    async def _http(
+        self, call: Call, receive: Receive, send: Send, respond: Respond | None
+    ) -> None:
         try:
             call.body = await self._read(call, receive)
         except _GoneError:
@@ -63,6 +72,8 @@ class ASGI:
             reply = await self._service.handle(call)
             body = reply[2]
             if isinstance(body, bytes):
+                if respond is not None and respond(reply[0], reply[1], body):
+                    return
                 await send(_head(reply, (b"content-length", b"%d" % len(body))))
                 await send({"type": "http.response.body", "body": body})
             else:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from gateway.errors import GatewayError
 from gateway.openai_api.errors import RequestTimedOut
 from gateway.openai_api.words import Call, Reply
+from gateway.server.asgi import RESPOND
 from gateway.server.options import ServerOptions
 from gateway.server.refusals import BadHTTP, HeadTooLarge, TooManyConnections
 
@@ -34,6 +36,8 @@ MAX_FIELDS: Final = 100
 _MAX_AHEAD: Final = 8
 _SPARE: Final = 256  # connections past the limit that are still told why
 _LINGER_S: Final = 2.0
+
+_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 
 Refuse = Callable[[Call, GatewayError], Reply]
 
@@ -147,7 +151,39 @@ class Connection(HttpToolsProtocol):
         self._running = cycle
         # A request without a body is complete within the very read that brought its head.
         self._deadline = self.loop.time() + self._options.body_s if cycle.more_body else math.inf
+        cycle.scope[RESPOND] = partial(self._respond, cycle)  # type: ignore[typeddict-unknown-key]
         super()._start_asgi_task(cycle, app)
+
+    def _respond(
+        self,
+        cycle: RequestResponseCycle,
+        status: int,
+        headers: list[tuple[str, str]],
+        body: bytes,
+    ) -> bool:
+        """Send a whole answer in one write, if that can be done now.
+
+        `cycle.send` takes it in two messages and searches each header twice for what must not be
+        there; here one count over the head finds a line too many. In doubt it is left to `send`.
+        """
+        if cycle.disconnected or self.flow.write_paused:
+            return False
+        lines = [f"{name}: {value}\r\n" for name, value in headers]
+        lines += [f"{n.decode()}: {v.decode()}\r\n" for n, v in cycle.default_headers]
+        lines.append(f"content-length: {len(body)}\r\n")
+        if not cycle.keep_alive:
+            lines.append("connection: close\r\n")
+        head = "".join(lines)
+        if head.count("\n") != len(lines) or head.count("\r") != len(lines) or "\0" in head:
+            return False
+        text = f"HTTP/1.1 {status} {_PHRASES[status]}\r\n{head}\r\n".encode("latin-1")
+        self.transport.write(text if cycle.scope["method"] == "HEAD" else text + body)
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
+        return True
 
     def on_response_complete(self) -> None:
         if self.transport.is_closing():
@@ -222,4 +258,4 @@ def _raw(reply: Reply) -> bytes:
     assert isinstance(body, bytes)
     fields = [*headers, ("content-length", str(len(body))), ("connection", "close")]
     head = "".join(f"{name}: {value}\r\n" for name, value in fields)
-    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{head}\r\n".encode("latin-1") + body
+    return f"HTTP/1.1 {status} {_PHRASES[status]}\r\n{head}\r\n".encode("latin-1") + body

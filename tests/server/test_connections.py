@@ -201,5 +201,7 @@ async def test_web_pages_are_let_in_only_where_they_are_named(serve: Serve) -> N
         answer = await live.ask(asked)
         assert answer.status == 200
         assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        page = "GET /livez HTTP/1.1\r\nhost: localhost\r\norigin: https://app.example\r\n\r\n"
+        assert "access-control-allow-origin" in (await live.ask(page)).headers
         other = await live.ask(asked.replace("app.example", "evil.example"))
         assert "access-control-allow-origin" not in other.headers

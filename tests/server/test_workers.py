@@ -50,17 +50,21 @@ async def test_what_an_operator_does_on_one_holds_for_all(
     async with serve("--workers", "3") as live:
         assert len(workers(live)) == 3
         await live.post("/admin/force", {"mode": "creative", "how": "open"})
-        answers = await ask_all(live, 60)
-        assert len(who(answers)) == 3
-        assert {answer.headers["x-gateway-mode"] for answer in answers} == {"fast"}
+        seen: set[str] = set()
+        async with asyncio.timeout(20):
+            while len(seen) < 3:  # the kernel picks who accepts
+                answers = await ask_all(live, 40)
+                assert {answer.headers["x-gateway-mode"] for answer in answers} == {"fast"}
+                seen |= who(answers)
         assert upstream.stats("creative-model").requests == 0
         await live.post("/admin/force", {"mode": "creative", "how": "auto"})
         text = live.file.read_text(encoding="utf-8")
         live.file.write_text(text.replace("creative-model", "better-model"), encoding="utf-8")
         answer = await live.post("/admin/reload", {})
         assert answer.status == 200, answer.body
-        for _ in range(3):
-            await live.says(lambda line: '"applied"' in line)
+        async with asyncio.timeout(10):
+            while sum('"applied"' in line for line in live.log) < 3:
+                await asyncio.sleep(0.02)
         models: set[str] = set()
         async with asyncio.timeout(10):
             while models != {"better-model"}:
@@ -108,7 +112,7 @@ async def test_a_killed_worker_is_replaced_while_the_others_serve(serve: Serve) 
         before = workers(live)
         victim = min(before)
         os.kill(victim, signal.SIGKILL)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             while len(workers(live) - {victim}) < 3 or len(who(await ask_all(live, 40))) < 3:
                 assert {answer.status for answer in await ask_all(live, 10)} == {200}
         assert victim not in workers(live)

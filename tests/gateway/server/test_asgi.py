@@ -1,0 +1,126 @@
+"""The edge in one process: what is sent in which order, and that nothing unread stays open."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from gateway.openai_api.words import Call, Reply
+from gateway.server.asgi import ASGI, discard, plain_path
+from gateway.server.options import ServerOptions
+from gateway.server.pings import PING, Pings
+
+
+class Body:
+    """A streamed body that says whether it was let go."""
+
+    def __init__(self) -> None:
+        self.freed = False
+        self.stream = self._pieces()
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        try:
+            yield b"one"
+            await asyncio.Event().wait()
+        finally:
+            self.freed = True
+
+
+class Service:
+    """Answers with one body."""
+
+    stopping = False
+
+    def __init__(self, body: Body) -> None:
+        self.body = body
+
+    async def handle(self, call: Call) -> Reply:
+        return 200, [("content-type", "text/event-stream")], self.body.stream
+
+
+def scope(method: str = "GET") -> dict[str, Any]:
+    return {"type": "http", "method": method, "path": "/x", "headers": [], "query_string": b""}
+
+
+async def nothing_more() -> dict[str, Any]:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+def edge(body: Body) -> ASGI:
+    return ASGI(Service(body), ServerOptions())  # type: ignore[arg-type]
+
+
+async def test_head_of_a_stream_is_its_head_alone() -> None:
+    body, sent = Body(), []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await edge(body)(scope("HEAD"), nothing_more, send)
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert not sent[1]["body"]
+    assert body.freed
+
+
+async def test_a_stream_cancelled_before_its_first_piece_frees_what_it_held() -> None:
+    body, blocked = Body(), asyncio.Event()
+
+    async def send(message: Any) -> None:
+        blocked.set()
+        await asyncio.Event().wait()  # a client that does not read
+
+    task = asyncio.create_task(edge(body)(scope(), nothing_more, send))
+    await blocked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert body.freed
+
+
+async def test_closing_a_stream_that_was_never_begun_runs_its_end() -> None:
+    body = Body()
+    await discard(body.stream)
+    assert body.freed
+
+
+async def test_no_comment_while_something_else_is_sent_and_none_after_the_end() -> None:
+    sent: list[bytes] = []
+    first = asyncio.Event()
+
+    async def send(ping: bytes) -> None:
+        sent.append(ping)
+        first.set()
+
+    pings = Pings(send, 0.01)
+    pings.pause()
+    loop = asyncio.get_running_loop()
+    waited = loop.create_future()
+    loop.call_later(0.05, waited.set_result, None)
+    await waited
+    assert sent == []
+    pings.resume()
+    await first.wait()
+    assert set(sent) == {PING}
+    pings.stop()
+    count = len(sent)
+    waited = loop.create_future()
+    loop.call_later(0.03, waited.set_result, None)
+    await waited
+    assert len(sent) == count
+
+
+def test_paths_are_written_as_routes_are() -> None:
+    for path, plain in {
+        "/v1/models": "/models",
+        "/v1/models/": "/models",
+        "/models": "/models",
+        "/": "/",
+        "//": "/",
+        "/v1": "/v1",
+        "/v1/": "/v1",
+        "/v10/models": "/v10/models",
+    }.items():
+        assert plain_path(path) == plain
