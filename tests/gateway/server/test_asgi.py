@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from gateway.openai_api.words import Call, Reply
 from gateway.server.asgi import ASGI, discard, plain_path
 from gateway.server.options import ServerOptions
 from gateway.server.pings import PING, Pings
+from gateway.simulator.clock import run
 
 
 class Body:
@@ -86,30 +88,27 @@ async def test_closing_a_stream_that_was_never_begun_runs_its_end() -> None:
     assert body.freed
 
 
-async def test_no_comment_while_something_else_is_sent_and_none_after_the_end() -> None:
-    sent: list[bytes] = []
-    first = asyncio.Event()
+def test_no_comment_while_something_else_is_sent_and_none_after_the_end() -> None:
+    sent: list[float] = []
 
     async def send(ping: bytes) -> None:
-        sent.append(ping)
-        first.set()
+        assert ping == PING
+        sent.append(asyncio.get_running_loop().time())
 
-    pings = Pings(send, 0.01)
-    pings.pause()
-    loop = asyncio.get_running_loop()
-    waited = loop.create_future()
-    loop.call_later(0.05, waited.set_result, None)
-    await waited
-    assert sent == []
-    pings.resume()
-    await first.wait()
-    assert set(sent) == {PING}
-    pings.stop()
-    count = len(sent)
-    waited = loop.create_future()
-    loop.call_later(0.03, waited.set_result, None)
-    await waited
-    assert len(sent) == count
+    async def stream() -> None:
+        pings = Pings(send, 15.0)
+        await asyncio.sleep(10)
+        pings.pause()
+        await asyncio.sleep(100)  # a slow reader: what is sent first must go first
+        pings.resume()
+        await asyncio.sleep(50)
+        pings.stop()
+        await asyncio.sleep(100)
+
+    run(stream)
+    assert len(sent) == 3
+    assert 125 <= sent[0] <= 140
+    assert [later - earlier for earlier, later in itertools.pairwise(sent)] == [15.0, 15.0]
 
 
 def test_paths_are_written_as_routes_are() -> None:
