@@ -6,26 +6,39 @@ guide's "twice the previous" and "half of the previous"; they stay right for neg
 near zero. The floor is a few robust deviations of the recent past, so that noise is no anomaly: the
 literal rule fires on 12 % of healthy PPO updates, and a run that rolls back that often never gets
 through 500 steps.
+
+What is reported need not be acted upon. To act, a value must lie far outside of everything seen
+lately; or the reward must stay down for a few updates; or half of what was learned must be gone.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.primitives.normalization import MAD_TO_SIGMA, Window
 from training.config import AnomalyConfig, CheckpointConfig
+from training.tracks import Track, as_float
 
-# To act, a change must stand out this many times more than to be reported: on healthy runs that is
-# below one false rollback in ten thousand updates.
-_SURE = 3.0
-# Rewards are smoothed over this many updates before progress is judged.
-_SMOOTH = 20
+# To act at once, a change must stand out this many times more than to be reported, and this many
+# times further than everything seen lately is apart. Losses have heavier tails, and a spike that
+# passes needs no rollback; if it does harm, the reward tells.
+_SURE, _LOSS_RANGES, _REWARD_RANGES = 3.0, 10.0, 3.0
+# A level is known after this many times `guard_after` values: neighbours resemble each other.
+_LEVEL_AFTER = 3
+# Progress is judged by the median of the last few rewards against a slow mean of these medians.
+_MEDIAN_OF, _SLOW = 5, 20
+# The standard deviation of a normal value by its mean distance from the median of the last five.
+_TO_SIGMA = 1.5
 _KL_FACTOR = 1.5
 _EV_FLOOR, _EV_PATIENCE = -1.0, 10
-_ENTROPY_SHARE = 0.1
+_ENTROPY_SHARE, _ENTROPY_PATIENCE = 0.1, 20
+_GRAD_DEVIATIONS = 6.0
+# Undefined now and then in healthy runs, by custom: the variance explained of returns that are all
+# equal, a target that is not set.
+_MAY_BE_UNDEFINED = frozenset({"explained_variance", "target_kl"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,181 +90,259 @@ class AnomalyDetector:
     ) -> None:
         self._anomaly = anomaly
         self._checkpoint = checkpoint
-        self._previous: dict[str, float] = {}
-        self._windows: dict[str, Window] = {}
-        self._smooth = Window(_SMOOTH)
-        self._base = self._high = math.nan
+        self._tracks: dict[str, Track] = {}
+        self._progress = Progress()
         self._counts: dict[str, int] = {}
         self._first_entropy = math.nan
 
     def observe(self, step: int, metrics: Mapping[str, Any]) -> list[Anomaly]:
-        """Judge one step; the gravest anomaly comes first, those that act before those that warn.
+        """Judge one step; those that act come before those that warn.
 
         A flagged value does not become part of what is normal.
         """
         found: list[Anomaly] = []
         numbers: dict[str, float] = {}
         for name, value in metrics.items():
-            number = _as_float(value)
+            number = value if type(value) is float else as_float(value)
             if number is None:
                 continue
-            if math.isfinite(number):
+            if number - number == 0.0:
                 numbers[name] = number
             else:  # NaN compares false with everything: it must be looked for first
-                found.append(Anomaly("non_finite", name, step, number, math.nan, acts=True))
-        if "loss" in numbers:
-            found += self._jump("loss_spike", "loss", step, numbers["loss"])
-        if "reward" in numbers:
-            found += self._jump("reward_drop", "reward", step, numbers["reward"])
-            if not found:
-                found += self._progress(step, numbers["reward"])
-        found += self._warnings(step, numbers)
-        return sorted(found, key=lambda anomaly: not anomaly.acts)
+                acts = name not in _MAY_BE_UNDEFINED
+                found.append(Anomaly("non_finite", name, step, number, math.nan, acts))
+        options = self._anomaly()
+        loss, reward = numbers.get("loss"), numbers.get("reward")
+        if loss is not None:
+            ratio = self._checkpoint().loss_spike_threshold
+            self._jump(found, options, "loss", step, loss, ratio)
+        if reward is not None:
+            ratio = self._checkpoint().reward_drop_threshold
+            self._fall(found, options, step, reward, ratio)
+        if len(numbers) > 2:
+            self._warnings(found, options, step, numbers)
+        if len(found) > 1:
+            found.sort(key=lambda anomaly: not anomaly.acts)
+        return found
 
     def forget(self) -> None:
         """The run went back to an earlier state: the last step says nothing of the next one."""
-        self._previous = {
-            name: window.median() for name, window in self._windows.items() if window.count
-        }
+        for track in self._tracks.values():
+            track.forget()
         self._counts.clear()
-        self._smooth = Window(_SMOOTH)
+        self._progress.forget()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, in JSON types; NaN is None."""
+        first = self._first_entropy
         return {
-            "previous": dict(self._previous),
-            "windows": {name: window.state_dict() for name, window in self._windows.items()},
-            "smooth": self._smooth.state_dict(),
-            "marks": [
-                None if math.isnan(mark) else mark
-                for mark in (self._base, self._high, self._first_entropy)
-            ],
+            "tracks": {name: track.state_dict() for name, track in self._tracks.items()},
+            "progress": self._progress.state_dict(),
+            "first_entropy": None if math.isnan(first) else first,
             "counts": dict(self._counts),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Continue where `state` was taken."""
-        self._previous = {name: float(value) for name, value in state["previous"].items()}
-        self._windows = {}
-        for name, kept in state["windows"].items():
-            self._windows[name] = Window(int(kept["size"]))
-            self._windows[name].load_state_dict(kept)
-        self._smooth.load_state_dict(state["smooth"])
-        self._base, self._high, self._first_entropy = (
-            math.nan if mark is None else float(mark) for mark in state["marks"]
-        )
+        tracks = {}
+        for name, kept in state["tracks"].items():
+            tracks[name] = Track(int(kept["window"]["size"]))
+            tracks[name].load_state_dict(kept)
+        self._progress.load_state_dict(state["progress"])
+        self._tracks = tracks
+        first = state["first_entropy"]
+        self._first_entropy = math.nan if first is None else float(first)
         self._counts = {name: int(count) for name, count in state["counts"].items()}
 
     # -- inside ---------------------------------------------------------------------------------
 
-    def _jump(self, kind: str, metric: str, step: int, value: float) -> list[Anomaly]:
-        """The owner's rules, made safe for signs, zeros and noise."""
-        options, limits = self._anomaly(), self._checkpoint()
-        previous, window = self._previous.get(metric), self._window(metric)
-        if previous is not None:
-            if kind == "loss_spike":
-                worse, share = value - previous, limits.loss_spike_threshold - 1.0
-            else:
-                worse, share = previous - value, 1.0 - limits.reward_drop_threshold
-            # The literal rule first: a deviation costs more than all the rest of a calm step.
-            if worse > 0.0 and worse >= share * abs(previous):
-                if options.profile == "spec":
-                    return [Anomaly(kind, metric, step, value, previous, acts=True)]
-                deviation = self._deviation(window)
-                if worse >= share * options.guard * deviation:
-                    sure = self._stands_out(window, value, deviation)
-                    return [Anomaly(kind, metric, step, value, previous, acts=sure)]
-        self._previous[metric] = value
-        _push(window, value)
-        return []
+    def _jump(
+        self,
+        found: list[Anomaly],
+        options: AnomalyConfig,
+        metric: str,
+        step: int,
+        value: float,
+        ratio: float,
+    ) -> bool:
+        """The owner's rule for a loss, made safe for signs, zeros and noise: whether it acts.
 
-    def _stands_out(self, window: Window, value: float, deviation: float) -> bool:
-        """Whether a value is far from the whole recent past, not from its predecessor alone."""
-        far = _SURE * self._anomaly().guard * deviation
-        return abs(value - window.median()) > far
-
-    def _progress(self, step: int, reward: float) -> list[Anomaly]:
-        """At least half of what was learned is gone, for a while (`progress_lost`).
-
-        Untouched by scale and sign: rewards may be negative throughout.
+        A reward is a loss with the sign reversed.
         """
-        options = self._anomaly()
-        _push(self._smooth, reward)
-        if self._smooth.count < _SMOOTH:
-            return []
-        smooth = self._smooth.mean
-        if math.isnan(self._base):
-            self._base = self._high = smooth
-        self._high = max(self._high, smooth)
-        learned = self._high - self._base
-        lost = learned > 0.0 and smooth <= self._high - options.progress_lost * learned
-        lost = lost and learned > options.guard * self._deviation(self._window("reward"))
-        if not self._patience("progress", holds=lost, patience=options.patience):
-            return []
-        return [Anomaly("progress_lost", "reward", step, smooth, self._high, acts=True)]
+        track = self._track(metric, options)
+        previous = track.previous
+        down = metric == "reward"
+        if previous is not None:
+            if down:
+                worse, share = previous - value, 1.0 - ratio
+                literal = value <= ratio * previous
+            else:
+                worse, share = value - previous, ratio - 1.0
+                literal = value >= ratio * previous
+            if previous <= 0.0:  # the owner's product says nothing here
+                literal = worse >= -share * previous
+            if literal and worse > 0.0:
+                kind = "reward_drop" if down else "loss_spike"
+                if options.profile == "spec":
+                    found.append(Anomaly(kind, metric, step, value, previous, acts=True))
+                    return True
+                track.refresh()
+                noise = track.deviation if track.seen >= options.guard_after else 0.0
+                if worse >= share * options.guard * noise:
+                    far = track.median - value if down else value - track.median
+                    ranges = _REWARD_RANGES if down else _LOSS_RANGES
+                    acts = far > track.reach(options, _SURE, ranges)
+                    found.append(Anomaly(kind, metric, step, value, previous, acts))
+                    early = track.seen < options.guard_after
+                    track.refuse(value, options.guard * noise, acts=acts and not early)
+                    return acts
+        track.admit(value)
+        return False
 
-    def _warnings(self, step: int, numbers: Mapping[str, float]) -> list[Anomaly]:
+    def _fall(
+        self,
+        found: list[Anomaly],
+        options: AnomalyConfig,
+        step: int,
+        reward: float,
+        ratio: float,
+    ) -> None:
+        """The rule for rewards: one that falls far, one that stays down, one that slides."""
+        track = self._track("reward", options)
+        acts = self._jump(found, options, "reward", step, reward, ratio)
+        if acts or options.profile == "spec":
+            return
+        low = track.seen >= _LEVEL_AFTER * options.guard_after and reward < track.median
+        if low:
+            below = track.median - reward
+            low = below >= options.guard * track.deviation
+            low = low and below >= (1.0 - ratio) * abs(track.median)
+        if self._patience("low", holds=low, patience=options.patience):
+            found.append(Anomaly("reward_drop", "reward", step, reward, track.median, acts=True))
+            return
+        high = self._progress.lost(reward, track.deviation, options)
+        if self._patience("progress", holds=high is not None, patience=options.patience):
+            now = self._progress.now
+            found.append(Anomaly("progress_lost", "reward", step, now, high or now, acts=True))
+
+    def _warnings(
+        self,
+        found: list[Anomaly],
+        options: AnomalyConfig,
+        step: int,
+        numbers: Mapping[str, float],
+    ) -> None:
         """What deserves a look, and no rollback."""
-        found: list[Anomaly] = []
-        options = self._anomaly()
 
         def warn(kind: str, metric: str, reference: float) -> None:
             found.append(Anomaly(kind, metric, step, numbers[metric], reference, acts=False))
 
-        kl, target = numbers.get("approx_kl"), numbers.get("target_kl", math.inf)
-        high = kl is not None and kl > _KL_FACTOR * target
-        if self._patience("kl", holds=high, patience=options.patience):
-            warn("kl", "approx_kl", _KL_FACTOR * target)
+        kl = numbers.get("approx_kl")
+        if kl is not None:
+            most = _KL_FACTOR * numbers.get("target_kl", math.inf)
+            if self._patience("kl", holds=kl > most, patience=options.patience):
+                warn("kl", "approx_kl", most)
         entropy = numbers.get("entropy")
         if entropy is not None:
-            if math.isnan(self._first_entropy):
-                self._first_entropy = entropy
-            low = self._first_entropy > 0.0 and entropy < _ENTROPY_SHARE * self._first_entropy
-            if self._patience("entropy", holds=low, patience=_SMOOTH):
-                warn("entropy", "entropy", self._first_entropy)
+            first = self._first_entropy
+            if math.isnan(first):
+                first = self._first_entropy = entropy
+            low = first > 0.0 and entropy < _ENTROPY_SHARE * first
+            if self._patience("entropy", holds=low, patience=_ENTROPY_PATIENCE):
+                warn("entropy", "entropy", first)
         grad = numbers.get("grad_norm")
         if grad is not None:
-            window = self._window("grad_norm")
-            deviation = self._deviation(window)
-            if window.count >= options.guard_after and grad > window.median() + 6 * deviation > 0:
-                warn("grad_norm", "grad_norm", window.median())
+            track = self._track("grad_norm", options)
+            most = track.median + _GRAD_DEVIATIONS * track.deviation
+            if grad > most > 0.0 and track.seen >= options.guard_after:
+                warn("grad_norm", "grad_norm", track.median)
+                track.refuse(grad, 0.0)
             else:
-                _push(window, grad)
+                track.admit(grad)
         variance = numbers.get("explained_variance")
-        low = variance is not None and variance < _EV_FLOOR
-        if self._patience("explained_variance", holds=low, patience=_EV_PATIENCE):
-            warn("explained_variance", "explained_variance", _EV_FLOOR)
-        return found
+        if variance is not None:
+            low = variance < _EV_FLOOR
+            if self._patience("explained_variance", holds=low, patience=_EV_PATIENCE):
+                warn("explained_variance", "explained_variance", _EV_FLOOR)
 
     def _patience(self, name: str, *, holds: bool, patience: int) -> bool:
-        count = self._counts.get(name, 0) + 1 if holds else 0
-        self._counts[name] = count
+        if not holds:
+            if name in self._counts:
+                del self._counts[name]
+            return False
+        count = self._counts[name] = self._counts.get(name, 0) + 1
         return count >= patience
 
-    def _window(self, metric: str) -> Window:
-        size = self._anomaly().window
-        window = self._windows.get(metric)
-        if window is None or window.size != size:
-            kept = window.values if window is not None else []
-            window = self._windows[metric] = Window(size)
-            for value in kept[-size:]:
-                window.push(value)
-        return window
-
-    def _deviation(self, window: Window) -> float:
-        """A robust standard deviation; 0 until enough values are known."""
-        return MAD_TO_SIGMA * window.mad() if window.count >= self._anomaly().guard_after else 0.0
+    def _track(self, metric: str, options: AnomalyConfig) -> Track:
+        track = self._tracks.get(metric)
+        if track is None:
+            track = self._tracks[metric] = Track(options.window)
+        elif track.size != options.window:
+            track = self._tracks[metric] = track.resized(options.window)
+        return track
 
 
-def _as_float(value: Any) -> float | None:
-    """A metric as a number, 0-d tensors too; None for what is none."""
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        return None
+class Progress:
+    """How much was learned, and how much of it is left; scale and sign do not matter.
 
+    Attributes:
+        now: the median of the last five rewards: one odd value does not move it.
+    """
 
-def _push(window: Window, value: float) -> None:
-    """Values too large for the window say nothing of what is normal."""
-    if abs(value) < 1e150:
-        window.push(value)
+    __slots__ = ("_base", "_count", "_high", "_noise", "_recent", "_slow", "now")
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=_MEDIAN_OF)
+        self._base = self._high = math.nan
+        self._count = 0
+        self._slow = self._noise = self.now = 0.0
+
+    def lost(self, reward: float, deviation: float, options: AnomalyConfig) -> float | None:
+        """The level that was reached, if too much of it is gone; None if not."""
+        recent = self._recent
+        recent.append(reward)
+        if len(recent) < _MEDIAN_OF:
+            return None
+        now = self.now = sorted(recent)[_MEDIAN_OF // 2]
+        self._count = count = self._count + 1
+        share = 1.0 / min(count, _SLOW)
+        slow, noise = self._slow, self._noise
+        away = abs(reward - now)
+        if count >= _SLOW:  # an outlier is no noise, unless the level goes with it
+            away = min(away, max(_GRAD_DEVIATIONS * noise, abs(now - slow)))
+        self._noise = noise + (away - noise) * share
+        slow = self._slow = slow + (now - slow) * share
+        if count < _SLOW:
+            return None
+        if math.isnan(self._base):
+            self._base = self._high = slow
+        self._high = max(self._high, slow)
+        learned = self._high - self._base
+        if now > self._high - options.progress_lost * learned or learned <= 0.0:
+            return None
+        noise = max(_TO_SIGMA * self._noise, deviation)
+        return self._high if learned > options.guard * noise else None
+
+    def forget(self) -> None:
+        """The run went back; what was learned until then stays known."""
+        self._recent.clear()
+        self.now = self._slow
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, in JSON types; NaN is None."""
+        marks = [None if math.isnan(mark) else mark for mark in (self._base, self._high)]
+        return {
+            "recent": list(self._recent),
+            "marks": marks,
+            "means": [self._slow, self._noise, self.now],
+            "count": self._count,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Continue where `state` was taken."""
+        self._base, self._high = (
+            math.nan if mark is None else float(mark) for mark in state["marks"]
+        )
+        self._slow, self._noise, self.now = map(float, state["means"])
+        self._recent = deque(map(float, state["recent"]), _MEDIAN_OF)
+        self._count = int(state["count"])
