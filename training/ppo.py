@@ -9,14 +9,27 @@ gradient norm for all, debug figures, and a network each for policy and value.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from training.environments import spaces
+from training.normalizers import RewardNormalizer
 from training.policy import ActorCritic
 from training.rollout import Collector, Rollout
+
+_STATS = (
+    "policy_loss",
+    "value_loss",
+    "entropy",
+    "loss",
+    "approx_kl",
+    "clip_fraction",
+    "grad_norm",
+)
+_KL = _STATS.index("approx_kl")
 
 
 class PPOTrainer:
@@ -32,6 +45,7 @@ class PPOTrainer:
         target_kl: stop an update early past 1.5 times this; None never does.
         hidden: width of the network's layers.
         seed: of the network's weights and of the first episodes; None leaves torch's generator be.
+        normalizer: makes what scales the rewards that are learned from; see `Collector`.
 
     Attributes:
         network, optimizer, entropy_coef, clip_epsilon: to be read and set between updates.
@@ -54,16 +68,22 @@ class PPOTrainer:
         target_kl: float | None = None,
         hidden: int = 64,
         seed: int | None = None,
+        normalizer: Callable[[], RewardNormalizer] | None = None,
     ) -> None:
+        if state_dim < 1 or action_dim < 1:
+            raise ValueError(f"both must be at least 1: {state_dim=}, {action_dim=}")
         if seed is not None:
             torch.manual_seed(seed)
+        self.state_dim, self.action_dim, self.continuous = state_dim, action_dim, continuous
         self.network = ActorCritic(state_dim, action_dim, continuous=continuous, hidden=hidden)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), learning_rate, eps=1e-5)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), learning_rate, eps=1e-5, fused=True
+        )
         self.gamma, self.gae_lambda = gamma, gae_lambda
         self.clip_epsilon, self.entropy_coef, self.vf_coef = clip_epsilon, entropy_coef, vf_coef
         self.max_grad_norm, self.target_kl = max_grad_norm, target_kl
         self.clip_value_loss = clip_value_loss
-        self._seed = seed
+        self._seed, self._normalizer = seed, normalizer
         self._collector: Collector | None = None
         self._rollout: Rollout | None = None
 
@@ -78,10 +98,15 @@ class PPOTrainer:
             group["lr"] = value
 
     def collector(self, env: Any) -> Collector:
-        """What steps `env`; one and the same as long as the environment is."""
+        """What steps `env`; one and the same as long as the environment is.
+
+        Raises:
+            ValueError: its observations or actions are not those this trainer was built for.
+        """
         known = self._collector
         if known is None or env is not getattr(known.env, "_env", known.env):
-            self._collector = known = Collector(env, seed=self._seed)
+            self._check_fits(env)
+            self._collector = known = Collector(env, seed=self._seed, normalizer=self._normalizer)
         return known
 
     def collect_rollout(self, env: Any, n_steps: int = 2048) -> float:
@@ -94,6 +119,11 @@ class PPOTrainer:
             The mean return of the last 100 episodes.
         """
         collector = self.collector(env)
+        if collector.observation_dim != self.state_dim:  # for those that declare no spaces
+            raise ValueError(
+                f"built with state_dim={self.state_dim}, but the environment shows "
+                f"{collector.observation_dim} numbers"
+            )
         self._rollout = collector.collect(self.network, n_steps, self.gamma)
         return collector.mean_return()
 
@@ -102,11 +132,15 @@ class PPOTrainer:
 
         Returns:
             `policy_loss`, `value_loss`, `entropy`, `loss`, `approx_kl`, `clip_fraction`,
-            `grad_norm`, `explained_variance`, each the mean over all mini-batches.
+            `grad_norm`, each the mean over the mini-batches that were learned from (one whose
+            gradients a hook of the optimizer took away was not), and `explained_variance`.
 
         Raises:
             RuntimeError: nothing was collected.
+            ValueError: `n_epochs` or `batch_size` is less than 1.
         """
+        if n_epochs < 1 or batch_size < 1:
+            raise ValueError(f"both must be at least 1: {n_epochs=}, {batch_size=}")
         if self._rollout is None:
             raise RuntimeError("nothing to learn from; call collect_rollout first")
         rollout, self._rollout = self._rollout, None
@@ -114,20 +148,18 @@ class PPOTrainer:
         returns = advantages + rollout.values
         columns = (rollout.observations, rollout.actions, rollout.log_probs, rollout.values)
         flat = [column.flatten(0, 1) for column in (*columns, advantages, returns)]
-        totals: dict[str, float] = {}
-        batches = 0
+        stats: list[Tensor] = []
+        learned = self.network.actor[0].weight  # without a gradient nothing was learned
         for _ in range(n_epochs):
-            kl = 0.0
             for index in torch.randperm(len(flat[0])).split(batch_size):
-                stats = self._minibatch(*(column[index] for column in flat))
-                batches += 1
-                for name, value in stats.items():
-                    totals[name] = totals.get(name, 0.0) + value
-                kl = stats["approx_kl"]
-            if self.target_kl is not None and kl > 1.5 * self.target_kl:
+                told = self._minibatch(*(column[index] for column in flat))
+                if learned.grad is not None:
+                    stats.append(told)
+            if self.target_kl is not None and told[_KL].item() > 1.5 * self.target_kl:
                 break
-        mean = {name: total / batches for name, total in totals.items()}
-        return {**mean, "explained_variance": _explained(rollout.values, returns)}
+        mean = torch.stack(stats or [told]).mean(0).tolist()
+        explained = _explained(rollout.values, returns)
+        return {**dict(zip(_STATS, mean, strict=True)), "explained_variance": explained}
 
     def _minibatch(
         self,
@@ -137,7 +169,7 @@ class PPOTrainer:
         old_values: Tensor,
         advantages: Tensor,
         returns: Tensor,
-    ) -> dict[str, float]:
+    ) -> Tensor:
         policy = self.network.distribution(observations)
         log_ratio = policy.log_prob(actions) - old_log_probs
         ratio, eps = log_ratio.exp(), self.clip_epsilon
@@ -160,16 +192,19 @@ class PPOTrainer:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
         self.optimizer.step()
         with torch.no_grad():
-            return {
-                "policy_loss": policy_loss.item(),
-                "value_loss": value_loss.item(),
-                "entropy": entropy.item(),
-                "loss": loss.item(),
-                # Never negative, and less noisy than the mean log ratio (Schulman 2020, k3).
-                "approx_kl": ((ratio - 1) - log_ratio).mean().item(),
-                "clip_fraction": ((ratio - 1).abs() > eps).float().mean().item(),
-                "grad_norm": float(norm),
-            }
+            # Never negative, and less noisy than the mean log ratio (Schulman 2020, k3).
+            approx_kl = ((ratio - 1) - log_ratio).mean()
+            clipped_share = ((ratio - 1).abs() > eps).float().mean()
+            return torch.stack(
+                [policy_loss, value_loss, entropy, loss, approx_kl, clipped_share, norm]
+            )
+
+    def _check_fits(self, env: Any) -> None:
+        wanted = spaces(env)
+        for name in ("continuous", "action_dim", "state_dim"):
+            own, found = getattr(self, name), wanted.get(name, getattr(self, name))
+            if own != found:
+                raise ValueError(f"built with {name}={own}, but the environment has {found}")
 
     def discard_rollout(self) -> None:
         """Forget what was collected and begin new episodes: after a rollback."""
@@ -199,5 +234,6 @@ class PPOTrainer:
 
 def _explained(values: Tensor, returns: Tensor) -> float:
     """1 is a value function that foresees every return, 0 one that knows their mean only."""
-    variance = returns.var().item()
-    return 1.0 - (returns - values).var().item() / variance if variance > 0 else 0.0
+    variance = returns.var(correction=0).item()
+    left = (returns - values).var(correction=0).item()
+    return 1.0 - left / variance if variance > 0 else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training import environments
+from training.normalizers import RewardNormalizer
 from training.policy import ActorCritic
 
 _EPISODES = 100
@@ -36,15 +39,17 @@ class Rollout:
 
     def advantages(self, gamma: float, gae_lambda: float) -> Tensor:
         """Generalized advantage estimation (arXiv:1506.02438, eq. 16), shape (T, N)."""
-        advantages = torch.zeros_like(self.rewards)
-        following, next_values = torch.zeros_like(self.last_values), self.last_values
-        for t in reversed(range(len(self.rewards))):
-            alive = 1.0 - self.dones[t]
-            delta = self.rewards[t] + gamma * next_values * alive - self.values[t]
-            following = delta + gamma * gae_lambda * alive * following
+        # In numpy: a hundred little steps of a few numbers each cost torch ten times as much.
+        rewards, values = self.rewards.numpy(), self.values.numpy()
+        alive = 1.0 - self.dones.numpy()
+        advantages = np.zeros_like(rewards)
+        following, next_values = np.zeros_like(rewards[0]), self.last_values.numpy()
+        for t in reversed(range(len(rewards))):
+            delta = rewards[t] + gamma * next_values * alive[t] - values[t]
+            following = delta + gamma * gae_lambda * alive[t] * following
             advantages[t] = following
-            next_values = self.values[t]
-        return advantages
+            next_values = values[t]
+        return torch.from_numpy(advantages)
 
 
 class Collector:
@@ -52,13 +57,22 @@ class Collector:
 
     Args:
         env: a Gymnasium vector environment with `autoreset_mode=SAME_STEP`, or one environment.
+        seed: of the first episodes.
+        normalizer: makes what scales the rewards that are learned from, one for each environment;
+            returns are counted unscaled.
 
     Attributes:
         returns: of the last 100 episodes that ended.
-        steps: environment steps so far, all environments together.
+        steps, ended: environment steps and episodes so far, all environments together.
     """
 
-    def __init__(self, env: Any, *, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        env: Any,
+        *,
+        seed: int | None = None,
+        normalizer: Callable[[], RewardNormalizer] | None = None,
+    ) -> None:
         self.env = env if hasattr(env, "num_envs") else _Single(env)
         _check_autoreset(self.env)
         self.returns: deque[float] = deque(maxlen=_EPISODES)
@@ -66,41 +80,113 @@ class Collector:
         self.ended = 0
         self._observations, _ = self.env.reset(seed=seed)
         self._running = np.zeros(self.env.num_envs)
+        self._scales = [normalizer() for _ in self._running] if normalizer else []
 
     def restart(self) -> None:
         """Begin new episodes everywhere: after a rollback the present ones mean nothing."""
         self._observations, _ = self.env.reset()
         self._running[:] = 0.0
 
+    @property
+    def observation_dim(self) -> int:
+        """How many numbers an environment shows."""
+        return _flat(self._observations).shape[1]
+
+    @property
+    def exact(self) -> bool:
+        """Whether `state_dict` holds all there is to know of the environments."""
+        return environments.state_of(self.env)["exact"] is True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where each environment stands, in JSON types."""
+        return {
+            "env": environments.state_of(self.env),
+            "observations": environments.encoded(np.asarray(self._observations)),
+            "running": self._running.tolist(),
+            "returns": list(self.returns),
+            "steps": self.steps,
+            "ended": self.ended,
+            "scales": [scale.state_dict() for scale in self._scales],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Continue where `state` was taken; with new episodes if it is not `exact`.
+
+        Raises:
+            ValueError: it is of other environments.
+        """
+        if len(state["running"]) != len(self._running):
+            raise ValueError(
+                f"it is of {len(state['running'])} environments, here are {len(self._running)}"
+            )
+        self.returns = deque(state["returns"], maxlen=_EPISODES)
+        self.steps, self.ended = int(state["steps"]), int(state["ended"])
+        for scale, kept in zip(self._scales, state["scales"], strict=True):
+            scale.load_state_dict(kept)
+        environments.put_state(self.env, state["env"])
+        if state["env"]["exact"]:
+            self._observations = environments.decoded(state["observations"])
+            self._running = np.array(state["running"])
+        else:
+            self.restart()
+
     @torch.no_grad()
     def collect(self, network: ActorCritic, n_steps: int, gamma: float) -> Rollout:
-        """Take `n_steps` steps in each environment."""
-        rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        """Take `n_steps` steps in each environment.
+
+        Raises:
+            ValueError: `n_steps` is less than 1, or the policy or the value function gives numbers
+                that are not finite.
+        """
+        if n_steps < 1:
+            raise ValueError(f"a rollout has at least one step, got {n_steps=}")
+        seen: list[Tensor] = []
+        done_then: list[Tensor] = []
+        cut_short: list[tuple[int, int, Any]] = []
         rewards = np.zeros((n_steps, self.env.num_envs), np.float32)
         dones = np.zeros_like(rewards)
         for t in range(n_steps):
-            observations = _tensor(self._observations)
-            policy = network.distribution(observations)
-            actions = policy.sample()
-            values = network.value(observations)
-            rows.append((observations, actions, policy.log_prob(actions), values))
-            after, reward, terminated, truncated, info = self.env.step(self._action(actions))
-            self._count(reward, terminated | truncated)
-            rewards[t] = reward
-            rewards[t] += self._beyond(network, truncated & ~terminated, info, gamma)
-            dones[t] = terminated | truncated
+            seen.append(_flat(self._observations))
+            done_then.append(network.act(seen[t]))
+            after, reward, terminated, truncated, info = self.env.step(self._action(done_then[t]))
+            done = terminated | truncated
+            rewards[t], dones[t] = self._scaled(reward, done), done
+            self._count(reward, done)
+            if "final_obs" in info:
+                cut = np.flatnonzero(truncated & ~terminated)
+                cut_short += [(t, int(index), info["final_obs"][index]) for index in cut]
             self._observations = after
-        last_values = network.value(_tensor(self._observations))
-        seen, done_then, log_probs, values_then = map(torch.stack, zip(*rows, strict=True))
+        # What the network thought of it is asked once for all steps: it is the same network.
+        observations, actions = torch.stack(seen), torch.stack(done_then)
+        log_probs = network.distribution(observations).log_prob(actions)
+        values = network.value(torch.cat([observations, _flat(self._observations)[None]]))
+        if not bool(torch.isfinite(log_probs.sum() + values.sum())):
+            raise ValueError("the network's output is not finite: go back to a checkpoint")
+        if cut_short:  # the episode did not end there: add what would have come (Pardo 2018)
+            at, where, last = zip(*cut_short, strict=True)
+            worth = network.value(_flat(np.stack(last))).numpy()
+            rewards[list(at), list(where)] += gamma * worth
         return Rollout(
-            seen,
-            done_then,
+            observations,
+            actions,
             log_probs,
-            values_then,
+            values[:-1],
             torch.from_numpy(rewards),
             torch.from_numpy(dones),
-            last_values,
+            values[-1],
         )
+
+    @torch.no_grad()
+    def watch(self, network: ActorCritic, n_steps: int) -> list[float]:
+        """Returns of the episodes that end within `n_steps` steps of the network at its best."""
+        found: list[float] = []
+        for _ in range(n_steps):
+            actions = self._action(network.act(_flat(self._observations), best=True))
+            self._observations, reward, terminated, truncated, _ = self.env.step(actions)
+            done = terminated | truncated
+            self._count(reward, done)
+            found += list(self.returns)[len(self.returns) - int(done.sum()) :]
+        return found
 
     def mean_return(self) -> float:
         """Of the last 100 episodes; of those under way while none has ended."""
@@ -110,8 +196,15 @@ class Collector:
         space: Any = getattr(self.env, "single_action_space", None)
         chosen = actions.numpy()
         if hasattr(space, "low"):  # a Gaussian knows no bounds, the environment does
+            chosen = chosen.reshape(len(chosen), *space.shape)
             return np.clip(chosen, space.low, space.high)
-        return chosen
+        return chosen + getattr(space, "start", 0)
+
+    def _scaled(self, reward: Any, done: Any) -> Any:
+        if not self._scales:
+            return reward
+        each = zip(self._scales, reward, done, strict=True)
+        return [scale(float(one), done=bool(end)) for scale, one, end in each]
 
     def _count(self, reward: Any, done: Any) -> None:
         self._running += reward
@@ -121,15 +214,6 @@ class Collector:
             self.ended += 1
             self._running[index] = 0.0
 
-    def _beyond(self, network: ActorCritic, cut: Any, info: Any, gamma: float) -> Any:
-        """What would have come after a time limit: the episode did not end there (Pardo 2018)."""
-        worth = np.zeros(self.env.num_envs, np.float32)
-        last = info.get("final_obs")
-        if last is not None:
-            for index in np.flatnonzero(cut):
-                worth[index] = gamma * float(network.value(_tensor(last[index])[None]))
-        return worth
-
 
 class _Single:
     """One environment as a vector of one that begins anew in the step that ends an episode."""
@@ -138,6 +222,7 @@ class _Single:
         self.num_envs = 1
         self.single_action_space = getattr(env, "action_space", None)
         self._env = env
+        self.envs = [env]
 
     def reset(self, *, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
         found = self._env.reset(seed=seed) if seed is not None else self._env.reset()
@@ -148,8 +233,9 @@ class _Single:
         action = actions[0]
         found = self._env.step(action.item() if np.ndim(action) == 0 else action)
         if len(found) == 4:  # the older way to say it: done, whatever ended it
-            observation, reward, done, _ = found
-            cut = False
+            observation, reward, done, told = found
+            cut = bool(told.get("TimeLimit.truncated", False))
+            done = done and not cut
         else:
             observation, reward, done, cut, _ = found
         info: dict[str, Any] = {}
@@ -164,9 +250,10 @@ def _one(value: Any, kind: Any = np.float32) -> Any:
     return np.asarray([value], kind)
 
 
-def _tensor(observations: Any) -> Tensor:
-    batch = torch.as_tensor(np.asarray(observations, np.float32))
-    return batch.flatten(1) if batch.ndim > 2 else batch
+def _flat(observations: Any) -> Tensor:
+    """A batch of observations, each one a row of numbers."""
+    batch = torch.from_numpy(np.array(observations, np.float32))
+    return batch if batch.ndim == 2 else batch.reshape(len(batch), -1)
 
 
 def _check_autoreset(env: Any) -> None:
