@@ -82,7 +82,7 @@ class Track:
         """
         self.seen += 1
         self._acted = self._acted or acts
-        if abs(value - self.median) <= normal:
+        if normal > 0.0 and abs(value - self.median) <= normal:
             self.previous = self.median
         self._refused.append(value)
         if len(self._refused) >= _ACCEPT:

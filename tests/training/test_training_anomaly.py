@@ -145,9 +145,9 @@ def test_an_outlier_upwards_does_not_make_what_is_normal_a_drop() -> None:
 def test_the_floor_stands_after_twenty_values() -> None:
     noisy = [1.0, 1.5] * 30
     assert flags(detector(), "loss", [*noisy[:10], 3.1]) == [False] * 10 + [True]
-    assert flags(detector(), "loss", [*noisy[:21], 3.1]) == [False] * 22
-    assert flags(detector(guard=0.0), "loss", [*noisy[:21], 3.1])[-1]
-    assert flags(detector(guard_after=30), "loss", [*noisy[:21], 3.1])[-1]
+    assert flags(detector(), "loss", [*noisy[:22], 3.1]) == [False] * 23
+    assert flags(detector(guard=0.0), "loss", [*noisy[:22], 3.1])[-1]
+    assert flags(detector(guard_after=30), "loss", [*noisy[:22], 3.1])[-1]
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
