@@ -40,7 +40,10 @@ class Attached:
         """The state of every part, and of the random generators."""
         from training.checkpoints.state import rng_state  # noqa: PLC0415
 
-        payload: dict[str, Any] = {"rng": rng_state()}
+        return {"rng": rng_state(), **self._parts()}
+
+    def _parts(self) -> dict[str, Any]:
+        payload: dict[str, Any] = {}
         if self.model is not None:
             payload["model"] = self.model.state_dict()
         if self.optimizer is not None:
@@ -61,11 +64,18 @@ class Attached:
         Raises:
             CheckpointForeign: it is of another run; nothing has changed.
         """
-        from training.checkpoints.state import check_fits, set_rng_state, staged  # noqa: PLC0415
+        from training.checkpoints.staging import copied  # noqa: PLC0415
+        from training.checkpoints.state import (  # noqa: PLC0415
+            check_fits,
+            check_optimizer,
+            set_rng_state,
+        )
 
         if self.model is not None and "model" in payload:
             check_fits(self.model, payload["model"], path)
-        before = {"rng": None, **staged({k: v for k, v in self.payload().items() if k != "rng"})}
+        if self.optimizer is not None and "optimizer" in payload:
+            check_optimizer(self.optimizer, payload["optimizer"], path)
+        before = copied(self._parts())
         try:
             restored = self._put(payload)
         except Exception as error:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import typer
 
+from training.checkpoints_cli import checkpoints
+
 main = typer.Typer(
     name="training",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+main.add_typer(checkpoints, name="checkpoints")
 
 
 @main.callback(invoke_without_command=True)

@@ -71,7 +71,10 @@ class CheckpointConfig(_Checked):
         loss_spike_threshold: a loss at least this many times the previous one is a spike.
         reward_drop_threshold: a reward at most this share of the previous one is a drop.
         enable_auto_rollback: whether an anomaly leads back to the last healthy checkpoint.
-        async_save: write in a thread; `False` returns when the checkpoint is on disk.
+        async_save: write in the background; `False` returns when the checkpoint is on disk.
+        writer: `thread`, or `process` for states so big that a thread slows training down; read
+            when the folder is first opened, as `async_save` is.
+        when_busy: with two saves under way, `block` waits for one, `skip` leaves the third out.
         on_save_error: `warn` reports a failed save in the step's events, `raise` raises it.
     """
 
@@ -81,6 +84,8 @@ class CheckpointConfig(_Checked):
     reward_drop_threshold: float = 0.5
     enable_auto_rollback: bool = True
     async_save: bool = True
+    writer: str = "thread"
+    when_busy: str = "block"
     on_save_error: str = "warn"
 
 
@@ -100,6 +105,7 @@ class AnomalyConfig(_Checked):
         max_rollbacks: most rollbacks within `rollback_window_steps`; then the run halts.
         rollback_window_steps: see `max_rollbacks`.
         lr_backoff: the learning rate is multiplied by this from the second rollback on.
+        lr_recovery_steps: healthy steps over which the learning rate glides back.
     """
 
     profile: str = "robust"
@@ -112,6 +118,7 @@ class AnomalyConfig(_Checked):
     max_rollbacks: int = 3
     rollback_window_steps: int = 10_000
     lr_backoff: float = 0.5
+    lr_recovery_steps: int = 1_000
 
 
 @dataclass
@@ -144,6 +151,9 @@ class RetuningConfig(_Checked):
         entropy_coef, learning_rate, clip_epsilon: what is suggested.
         max_share_per_user: most of the ratings one user may make up.
         confidence: how sure one must be before a suggestion should be applied.
+        hysteresis: a suggestion once made stands until the rating is this far past its threshold.
+        trial_tolerance: a trial is kept once its mean rating is surely no more than this below the
+            one of before.
     """
 
     min_feedback: int = 100
@@ -156,6 +166,8 @@ class RetuningConfig(_Checked):
     clip_epsilon: float = 0.1
     max_share_per_user: float = 0.1
     confidence: float = 0.95
+    hysteresis: float = 0.2
+    trial_tolerance: float = 0.25
 
 
 def _number(low: float, high: float = math.inf, *, whole: bool = False) -> Any:
@@ -191,6 +203,8 @@ _CHECKS: dict[str, Any] = {
     "max_checkpoints": _number(2, whole=True),
     "loss_spike_threshold": _number(1.0),
     "reward_drop_threshold": _share,
+    "writer": _one_of("thread", "process"),
+    "when_busy": _one_of("block", "skip"),
     "on_save_error": _one_of("warn", "raise"),
     "profile": _one_of("robust", "spec"),
     "guard": _positive,
@@ -202,6 +216,7 @@ _CHECKS: dict[str, Any] = {
     "max_rollbacks": _whole,
     "rollback_window_steps": _whole,
     "lr_backoff": _share,
+    "lr_recovery_steps": _whole,
     "failure_threshold": _whole,
     "downshift_duration_s": _positive,
     "normal_ttl_s": _positive,
@@ -216,4 +231,6 @@ _CHECKS: dict[str, Any] = {
     "clip_epsilon": _share,
     "max_share_per_user": _share,
     "confidence": _number(0.5, 0.999999),
+    "hysteresis": _number(0.0, 1.0),
+    "trial_tolerance": _number(0.0, 4.0),
 }

@@ -5,6 +5,7 @@
     │   ├── CheckpointCorrupt          size, hash or content is not what was committed
     │   ├── CheckpointForeign          well-formed, but not ours, or of another model
     │   └── SaveFailed                 disk full, folder unwritable, state that cannot be saved
+    │       └── SaveSkipped            the two before it are still being written
     ├── FolderBusy                     another manager writes into this folder
     └── FeedbackRejected (ValueError)  names the field
 
@@ -37,6 +38,10 @@ class CheckpointForeign(CheckpointError):
 
 class SaveFailed(CheckpointError):
     """Nothing was committed; older checkpoints are as they were."""
+
+
+class SaveSkipped(SaveFailed):
+    """Left out as asked for by `when_busy="skip"`; always reported, never raised by a step."""
 
 
 class FolderBusy(TrainingError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,13 +84,18 @@ class Keeper:
                 ) from None
             config = self._config()
             self._store = CheckpointStore(
-                self._folder, keep=config.max_checkpoints, background=config.async_save
+                self._folder,
+                keep=config.max_checkpoints,
+                writer=config.writer if config.async_save else "none",
             )
         return self._store
 
-    def failures(self) -> list[Exception]:
-        """Saves in the background that failed since the last call."""
-        return list(self._store.failures()) if self._store is not None else []
+    def on_step(self) -> Sequence[Exception]:
+        """A step ended: note how long it took; return the background saves that failed."""
+        if self._store is None:
+            return ()
+        self._store.costs.step(writing=self._store.writing)
+        return self._store.failures()
 
     def save(
         self, step: int, numbers: Mapping[str, Any], model_state: ModelState | None
@@ -106,10 +111,12 @@ class Keeper:
         if model_state is not None and "model" not in payload:
             payload["model"] = model_state() if callable(model_state) else model_state
         payload["ops"] = self._ops_state()
-        self.store.keep(self._config().max_checkpoints)
-        return self.store.save(
-            step, payload, metrics=_plain(numbers), score=numbers.get("reward_mean")
-        )
+        store, config = self.store, self._config()
+        store.keep(config.max_checkpoints)
+        store.when_busy = config.when_busy
+        store.costs.pause()
+        plain = _plain(numbers)
+        return store.save(step, payload, metrics=plain, score=plain.get("reward_mean"))
 
     def go_back(self, decision: Decision) -> Return | None:
         """Carry out a decision to restore; None if there is no healthy checkpoint yet.
@@ -124,8 +131,9 @@ class Keeper:
         self._restored_from = loaded.path
         self.rollbacks += 1
         self.store.attempt += 1
+        self.store.costs.pause()
         self.lr_scale *= decision.lr_factor
-        self._avoid_a_replay()
+        self._avoid_a_replay(float(loaded.payload.get("ops", {}).get("lr_scale", 1.0)))
         return Return(loaded.path, loaded.manifest.step, restored, loaded.passed_by)
 
     def suspect_last(self) -> None:
@@ -155,13 +163,16 @@ class Keeper:
             self._store.close()
             self._store = None
 
-    def _avoid_a_replay(self) -> None:
-        """The same random numbers and the same step size would lead to the same place."""
+    def _avoid_a_replay(self, already: float) -> None:
+        """The same random numbers and the same step size would lead to the same place.
+
+        A checkpoint taken after a rollback is `already` scaled.
+        """
         from training.checkpoints.state import reseed  # noqa: PLC0415
 
         if self.attached.optimizer is not None:
             for group in self.attached.optimizer.param_groups:
-                group["lr"] *= self.lr_scale
+                group["lr"] *= self.lr_scale / already if already > 0.0 else 1.0
         reseed(self._seed + _SEED_STEP * self.rollbacks)
 
 

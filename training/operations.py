@@ -27,7 +27,7 @@ from training.config import (
     LearningScheduleConfig,
     RetuningConfig,
 )
-from training.errors import TrainingError
+from training.errors import SaveSkipped, TrainingError
 from training.keeper import Keeper, ModelState
 from training.recovery import RecoveryPolicy
 from training.retuning import Retuning, Suggestions
@@ -261,7 +261,7 @@ class OperationsManager:
             events.append(f"step went back from {self._last_step} to {step}")
             self._marks = step // self.checkpoint_config.save_interval_steps
         self._last_step = step
-        for failure in self._keeper.failures():
+        for failure in self._keeper.on_step():
             self._complain(failure, events)
 
     def _normalize(self, numbers: dict[str, Any], found: list[Anomaly]) -> None:
@@ -330,6 +330,7 @@ class OperationsManager:
         self._marks = mark
 
     def _complain(self, error: Exception, events: list[str]) -> None:
-        if self.checkpoint_config.on_save_error == "raise":
+        raises = self.checkpoint_config.on_save_error == "raise"
+        if raises and not isinstance(error, SaveSkipped):
             raise error
         events.append(f"checkpoint failed: {error}")

@@ -1,4 +1,4 @@
-"""What goes into a checkpoint: tensors and JSON types, nothing that needs a pickle to come back."""
+"""What a run's state must be: finite to be saved, of this very model to be put back."""
 
 from __future__ import annotations
 
@@ -8,41 +8,8 @@ from typing import Any
 
 import torch
 
-from training.errors import CheckpointForeign, SaveFailed
-
-_SCALARS = (str, int, float, bool, type(None))
-
-
-def staged(value: Any, place: str = "state") -> Any:
-    """A copy that shares no memory with the original: training may go on while it is written.
-
-    `state_dict()` gives the live parameters; what is kept by reference changes with the next step.
-    Tensors come to the CPU; tuples become lists; numpy arrays become tensors.
-
-    Raises:
-        SaveFailed: something that is neither tensor nor JSON; names the place.
-    """
-    if isinstance(value, torch.Tensor):
-        tensor = value.detach()
-        return tensor.clone() if tensor.device.type == "cpu" else tensor.cpu()
-    if isinstance(value, Mapping):
-        return {_key(key, place): staged(item, f"{place}.{key}") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [staged(item, f"{place}[{number}]") for number, item in enumerate(value)]
-    if type(value) in _SCALARS:
-        return value
-    if hasattr(value, "__array__") and hasattr(value, "dtype"):
-        return torch.from_numpy(value.copy()) if getattr(value, "ndim", 0) else value.item()
-    raise SaveFailed(
-        f"{place} is a {type(value).__name__}; a checkpoint holds tensors, numbers, strings, lists "
-        "and dicts"
-    )
-
-
-def _key(key: Any, place: str) -> Any:
-    if isinstance(key, (str, int)):
-        return key
-    raise SaveFailed(f"{place} has the key {key!r}; keys are strings or whole numbers")
+from training.checkpoints.staging import finite
+from training.errors import CheckpointForeign
 
 
 def not_finite(value: Any, place: str = "state") -> str | None:
@@ -50,14 +17,11 @@ def not_finite(value: Any, place: str = "state") -> str | None:
     if isinstance(value, torch.Tensor):
         if not value.is_floating_point() and not value.is_complex():
             return None
-        # One pass and no copy: a sum is finite only if every part is, short of overflow.
-        if torch.isfinite(value.sum()) or bool(torch.isfinite(value).all()):
-            return None
-        return place
+        return None if finite(value) else place
     items: Any = ()
     if isinstance(value, Mapping):
         items = value.items()
-    elif isinstance(value, list):
+    elif isinstance(value, list) and not (value and type(value[0]) in (int, float)):
         items = enumerate(value)
     for key, item in items:
         bad = not_finite(item, f"{place}.{key}")
@@ -148,3 +112,51 @@ def check_fits(model: Any, saved: Mapping[str, Any], path: str) -> None:
             raise CheckpointForeign(
                 f"{name} has shape {shape}; this model wants {tuple(tensor.shape)}", path=path
             )
+
+
+def check_optimizer(optimizer: Any, saved: Any, path: str) -> None:
+    """See that a saved optimizer is of this kind and of these parameters.
+
+    `load_state_dict` itself compares only counts: moments of another shape would go in and fail in
+    the next step.
+
+    Raises:
+        CheckpointForeign: names what differs.
+    """
+    try:
+        groups, states = saved["param_groups"], saved["state"]
+        ours = [group["params"] for group in optimizer.param_groups]
+        theirs = [group["params"] for group in groups]
+        known = set(optimizer.param_groups[0]) ^ set(groups[0])
+    except (KeyError, TypeError, IndexError):
+        raise CheckpointForeign("its optimizer's state is none", path=path) from None
+    if known & _KINDS:
+        raise CheckpointForeign(
+            f"it is of another optimizer: {sorted(known & _KINDS)} are not common to both",
+            path=path,
+        )
+    if [len(each) for each in ours] != [len(each) for each in theirs]:
+        raise CheckpointForeign("it is of an optimizer of other parameters", path=path)
+    flat = (
+        (parameter, states.get(number, {}))
+        for mine, numbers in zip(ours, theirs, strict=True)
+        for parameter, number in zip(mine, numbers, strict=True)
+    )
+    for parameter, state in flat:
+        own = optimizer.state.get(parameter, {})
+        for name, value in state.items():
+            wanted = own.get(name, parameter if name in _MOMENTS else None)
+            if not isinstance(value, torch.Tensor) or not isinstance(wanted, torch.Tensor):
+                continue
+            if value.shape != wanted.shape:
+                raise CheckpointForeign(
+                    f"the optimizer's {name} has another shape than its parameter", path=path
+                )
+
+
+# What tells one kind of optimizer from another, whatever the version of torch.
+_KINDS = frozenset(("betas", "momentum", "alpha", "rho", "lr_decay", "etas", "lambd", "max_iter"))
+# What has the shape of its parameter in torch's own optimizers.
+_MOMENTS = frozenset(
+    ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "exp_inf")
+)
