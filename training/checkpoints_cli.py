@@ -33,8 +33,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 @checkpoints.command("ls")
-def list_(folder: Folder, as_json: _HEAD = ("step", "health", "pinned", "size", "age", "loss", "reward", "file", "")
-AsJson = False) -> None:
+def list_(folder: Folder, as_json: AsJson = False) -> None:
     """List a folder's checkpoints, oldest first. Reads manifests only; a run may be writing."""
     found, broken, left = _survey(folder)
     if as_json:
@@ -64,8 +63,7 @@ AsJson = False) -> None:
 
 
 @checkpoints.command()
-def verify(folder: Folder, as_json: _HEAD = ("step", "health", "pinned", "size", "age", "loss", "reward", "file", "")
-AsJson = False) -> None:
+def verify(folder: Folder, as_json: AsJson = False) -> None:
     """Read every checkpoint and hold it against size and SHA-256 of its manifest."""
     from training.checkpoints import files  # noqa: PLC0415
 
@@ -90,8 +88,7 @@ AsJson = False) -> None:
 
 
 @checkpoints.command()
-def show(folder: Folder, which: Which = "healthy", as_json: _HEAD = ("step", "health", "pinned", "size", "age", "loss", "reward", "file", "")
-AsJson = False) -> None:
+def show(folder: Folder, which: Which = "healthy", as_json: AsJson = False) -> None:
     """Show one checkpoint: its manifest, and the shape of what is inside."""
     manifest = _find(folder, which)
     inside = list(_inside(_load(folder, manifest)))
