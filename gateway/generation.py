@@ -135,6 +135,8 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
         trace: W3C `traceparent` of the caller, "" if none.
         started: when it came in, on the gateway's clock.
         queued_s: seconds it has waited for a slot.
+        upstream_s: seconds its upstream attempts have taken so far.
+        attempts: upstream attempts that have ended.
     """
 
     id: str
@@ -153,6 +155,8 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     trace: str = ""
     started: float = 0.0
     queued_s: float = 0.0
+    upstream_s: float = 0.0
+    attempts: int = 0
 
 
 class Served(msgspec.Struct, kw_only=True):

@@ -69,7 +69,10 @@ class Observe:
         now = self._clock()
         outcome = _outcome(served, generation, error)
         upstream_s = _upstream_s(served, outcome)
-        served = served or Served(requested_mode=request.mode, mode="")
+        if served is None:  # no mode answered; the request knows how often it was tried
+            served = Served(requested_mode=request.mode, mode="", attempts=request.attempts)
+            if outcome == "failed" and request.attempts:
+                upstream_s = request.upstream_s
         queued_s = served.queued_s or request.queued_s
         usage = generation.usage if generation else _NO_USAGE
         overhead_s, inter_token_s = _own_times(request, served, generation, queued_s)

@@ -14,7 +14,7 @@ _PROVEN_CHUNKS = 64
 _OUR_CLOCKS = ("first_token", "stall", "total")
 
 # A clock that rings at its limit must not read just below it.
-_LAST_DIGIT_S = 1e-3
+LAST_DIGIT_S = 1e-3
 
 
 def verdict(error: UpstreamError, attempt: Attempt, rung: Rung) -> Outcome:
@@ -29,7 +29,7 @@ def verdict(error: UpstreamError, attempt: Attempt, rung: Rung) -> Outcome:
         return outcome
     mode = rung.mode
     limit = mode.first_token_s if attempt.first_token_at is None else mode.stall_s
-    if attempt.silence() + _LAST_DIGIT_S >= limit or too_slow(attempt, rung):
+    if attempt.silence() + LAST_DIGIT_S >= limit or too_slow(attempt, rung):
         return outcome
     if attempt.first_token_at is None:
         silent_s = rung.circuit.asked_in_vain_s(attempt.started)
@@ -40,7 +40,7 @@ def verdict(error: UpstreamError, attempt: Attempt, rung: Rung) -> Outcome:
 
 def too_slow(attempt: Attempt, rung: Rung) -> bool:
     """Whether an attempt has been silent for longer than is normal for its mode."""
-    silence = attempt.silence() + _LAST_DIGIT_S
+    silence = attempt.silence() + LAST_DIGIT_S
     if attempt.first_token_at is None:
         return rung.too_slow(silence)
     return 0 < rung.circuit.options.slow_s <= silence

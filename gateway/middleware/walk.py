@@ -12,7 +12,7 @@ from gateway.events import AttemptFinished, EventBus, TargetResting
 from gateway.generation import GenerationRequest, Served
 from gateway.middleware.attempt import Attempt
 from gateway.middleware.causes import Causes
-from gateway.middleware.verdict import prove, too_slow, verdict
+from gateway.middleware.verdict import LAST_DIGIT_S, prove, too_slow, verdict
 from gateway.middleware.watch import OverdueWatch
 from gateway.policies.downshift import Ladder, Refusal, Rung, Target, Visit
 from gateway.providers.base import Call
@@ -270,6 +270,9 @@ class Walk:
         attempt.close()
         now = self.clock()
         self._upstream_s += now - attempt.started
+        # For those who have no answer to say it, too: an error knows no `Served`.
+        self.request.upstream_s = self._upstream_s
+        self.request.attempts += 1
         if self._told is not None:
             self._told.upstream_s = self._upstream_s
         target.in_flight -= 1
@@ -369,6 +372,6 @@ class Walk:
     def _error(self) -> GatewayError:
         """What the caller hears when no mode answered."""
         request, now = self.request, self.clock()
-        if now >= request.deadline:
+        if now + LAST_DIGIT_S >= request.deadline:  # timers may ring a little early
             return self._causes.late(now - request.started, self.assembly.text())
         return self._causes.error(lone=len(self._ladder) == 1 or not request.allow_degrade)

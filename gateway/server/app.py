@@ -23,6 +23,7 @@ from gateway.server.reloading import FileWatch, restart_needed
 from gateway.server.service import Service
 from gateway.stores.shared import SharedStore
 from gateway.telemetry.live import Live
+from gateway.telemetry.logs import Log, log_listener
 from gateway.telemetry.metrics import Metrics
 
 _RELOAD: Final = "reload"
@@ -58,7 +59,9 @@ class App:
         self._before_reload = before_reload
         self._version = 0
         self.config = replace(config, server=replace(config.server, **self._given))
-        listeners = _listeners(self.config)
+        self._log = _log(self.config.server)
+        listeners: list[Listener] = [self._log] if self._log is not None else []
+        listeners += _traces(self.config.server)
         self.gateway = Gateway(self.config, listeners=listeners, shared=shared)
         live = Live(self.gateway.status, board=shared)
         self._metrics = Metrics(self.gateway.status)
@@ -83,7 +86,9 @@ class App:
         self.dashboard.start()
         create = asyncio.get_running_loop().create_task
         if self.config.server.watch and self.config.source is not None:
-            self._beside.append(create(FileWatch(self.config.source, self.reload).run()))
+            self._beside.append(
+                create(FileWatch(lambda: self.gateway.config.files, self.reload).run())
+            )
         if self._shared is not None:
             self._beside += [create(self._follow(self._shared)), create(self._stand())]
 
@@ -97,6 +102,8 @@ class App:
         for task in self._beside:
             task.cancel()
         await self.gateway.aclose()
+        if self._log is not None:
+            self._log.close()
 
     def reload_all(self) -> list[str]:
         """`reload`, and if it went well in all the other workers, too."""
@@ -148,13 +155,19 @@ class App:
             await asyncio.sleep(_STAND_S)
 
 
-def _listeners(config: Config) -> list[Listener]:
-    listeners: list[Listener] = []
-    if config.server.log != "off":
-        from gateway.telemetry.logs import log_listener  # noqa: PLC0415
+def _log(options: ServerOptions) -> Log | None:
+    if options.log == "off":
+        return None
+    # In the background: a log nobody reads must not hold up those who are served.
+    return log_listener(json=options.log == "json", level="info", background=True)
 
-        listeners.append(log_listener(json=config.server.log == "json"))
-    return listeners
+
+def _traces(options: ServerOptions) -> list[Listener]:
+    if not options.traces:
+        return []
+    from gateway.telemetry.traces import Traces  # noqa: PLC0415
+
+    return [Traces()]
 
 
 def _all(listeners: list[Listener]) -> Listener:

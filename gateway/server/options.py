@@ -33,6 +33,8 @@ class ServerOptions:
         cors_origins: origins whose web pages may call, such as "https://app.example"; none.
         watch: reload when the configuration file changes.
         runner: what speaks HTTP: "uvicorn" or "granian".
+        traces: OpenTelemetry spans and metrics, through the providers this process has (the extra
+            `otel`; `opentelemetry-instrument` sets them up).
         log: "json" or "console" lines on standard error, or "off".
     """
 
@@ -56,4 +58,5 @@ class ServerOptions:
     cors_origins: tuple[str, ...] = ()
     watch: bool = False
     runner: str = "uvicorn"
+    traces: bool = False
     log: str = "json"

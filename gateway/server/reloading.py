@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import fields
-from pathlib import Path
 from typing import Final
 
 from gateway.errors import ConfigError
 from gateway.server.options import ServerOptions
 
-_AT_ONCE: Final = {"admin_key_hash"}
+_AT_ONCE: Final = {"admin_key_hash", "keys_file", "open_metrics"}
 
 
 def restart_needed(running: ServerOptions, wanted: ServerOptions) -> list[str]:
@@ -27,19 +26,24 @@ def restart_needed(running: ServerOptions, wanted: ServerOptions) -> list[str]:
 
 
 class FileWatch:
-    """Calls when a file has changed.
+    """Calls when one of some files has changed.
 
     It is looked at, not listened to: network and overlay file systems tell nothing, and a
     Kubernetes ConfigMap changes by a symbolic link two folders away.
 
     Args:
-        path: the file; it may be gone for a while.
+        paths: gives the files; one may be gone for a while.
         changed: called after each change; a `ConfigError` of it is told elsewhere.
         every_s: how often it is looked at.
     """
 
-    def __init__(self, path: str, changed: Callable[[], object], every_s: float = 1.0) -> None:
-        self._path = Path(path)
+    def __init__(
+        self,
+        paths: Callable[[], Iterable[str | os.PathLike[str]]],
+        changed: Callable[[], object],
+        every_s: float = 1.0,
+    ) -> None:
+        self._paths = paths
         self._changed = changed
         self._every_s = every_s
         self._known = self._look()
@@ -58,9 +62,9 @@ class FileWatch:
             with suppress(ConfigError):
                 self._changed()
 
-    def _look(self) -> tuple[int, int, int] | None:
+    def _look(self) -> list[tuple[int, int, int]] | None:
         try:
-            stat = os.stat(self._path)  # follows links  # noqa: PTH116
+            stats = [os.stat(path) for path in self._paths()]  # follows links  # noqa: PTH116
         except OSError:
             return None
-        return stat.st_mtime_ns, stat.st_ino, stat.st_size
+        return [(stat.st_mtime_ns, stat.st_ino, stat.st_size) for stat in stats]

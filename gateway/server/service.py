@@ -14,7 +14,7 @@ from typing import Any
 
 from gateway.clock import Clock
 from gateway.errors import GatewayError
-from gateway.events import HTTPFinished, Listener
+from gateway.events import HTTPFinished, Listener, traceparent
 from gateway.gateway import Gateway
 from gateway.openai_api.api import OpenAIAPI
 from gateway.openai_api.errors import error_reply
@@ -151,6 +151,7 @@ class Service:
                 request_bytes=len(call.body),
                 client_disconnected=gone,
                 refused=not call.generation_id,
+                trace=traceparent(call.headers.get("traceparent", "")),
             )
         )
 

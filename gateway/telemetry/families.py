@@ -164,6 +164,40 @@ COUNTED: Final[dict[str, Row]] = {
         "Entries in a cache.",
         ("cache",),
     ),
+    "operations_anomalies_total": Row(
+        _COUNTER,
+        "Anomalies of a training run; acts: whether they were sure enough to go back for.",
+        ("kind", "acts"),
+    ),
+    "operations_rollbacks_total": Row(
+        _COUNTER,
+        "Times a training run went back to a checkpoint, and the anomaly behind it.",
+        ("reason",),
+    ),
+    "operations_halts_total": Row(
+        _COUNTER, "Training runs that were stopped: going back no longer helped.", ()
+    ),
+    "operations_updates_dropped_total": Row(
+        _COUNTER, "Updates whose gradients were not finite, dropped before the weights.", ()
+    ),
+    "operations_retunes_total": Row(
+        _COUNTER,
+        "Trials of other hyperparameters: applied, kept, reverted.",
+        ("result",),
+    ),
+    "operations_checkpoint_failures_total": Row(
+        _COUNTER, "Checkpoints that could not be written.", ()
+    ),
+    "operations_checkpoint_blocking_seconds": Row(
+        _HISTOGRAM, "How long a checkpoint kept the training loop waiting.", (), _OWN
+    ),
+    "operations_checkpoint_persist_seconds": Row(
+        _HISTOGRAM, "How long a checkpoint took to be on disk.", (), _BETWEEN
+    ),
+    "operations_entropy_coef": Row(_GAUGE, "The entropy coefficient now.", ()),
+    "operations_lr_scale": Row(
+        _GAUGE, "What rollbacks made of the learning rate; glides back to 1.", ()
+    ),
     "operations_rl_policy_loss": Row(
         _GAUGE, "Of the last update: loss of the policy.", ("algorithm",)
     ),
@@ -201,7 +235,7 @@ def labelled(families: Families) -> Labelled:
     """Look children up in `families`."""
 
     def of(name: str, *labels: str) -> Any:
-        return families[name].labels(*labels)
+        return families[name].labels(*labels) if labels else families[name]
 
     return of
 

@@ -232,6 +232,43 @@ class OperationsMetricsCollector:
         """Say how many entries a cache holds now."""
         self._of("operations_cache_size", cache).set(size)
 
+    def record_anomaly(self, kind: str, *, acts: bool) -> None:
+        """Count an anomaly; `acts`: sure enough to go back for."""
+        self._of("operations_anomalies_total", kind, str(acts).lower()).inc()
+
+    def record_rollback(self, reason: str) -> None:
+        """Count a return to a checkpoint."""
+        self._of("operations_rollbacks_total", reason).inc()
+
+    def record_halt(self) -> None:
+        """Count a run that was stopped."""
+        self._of("operations_halts_total").inc()
+
+    def record_dropped_updates(self, count: int) -> None:
+        """Count updates that never reached the weights."""
+        self._of("operations_updates_dropped_total").inc(count)
+
+    def record_retune(self, result: str) -> None:
+        """Count a trial of hyperparameters: `applied`, `kept` or `reverted`."""
+        self._of("operations_retunes_total", result).inc()
+
+    def record_checkpoint_failure(self) -> None:
+        """Count a checkpoint that could not be written."""
+        self._of("operations_checkpoint_failures_total").inc()
+
+    def observe_checkpoint_blocking(self, seconds: float) -> None:
+        """How long a checkpoint kept the training loop waiting."""
+        self._of("operations_checkpoint_blocking_seconds").observe(seconds)
+
+    def observe_checkpoint_persist(self, seconds: float) -> None:
+        """How long a checkpoint took to be on disk."""
+        self._of("operations_checkpoint_persist_seconds").observe(seconds)
+
+    def set_training_state(self, *, entropy_coef: float, lr_scale: float) -> None:
+        """How the schedule and the rollbacks stand now."""
+        self._of("operations_entropy_coef").set(entropy_coef)
+        self._of("operations_lr_scale").set(lr_scale)
+
 
 def families_in(registry: CollectorRegistry) -> Families:
     """The metrics of a registry, made with the first who asks."""

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 from stage import ScriptedProvider, Stage, finish, loop, play
 
-from gateway.errors import DeadlineExceeded, ErrorKind, StreamInterrupted, UpstreamError
+from gateway.errors import (
+    AllModesFailed,
+    DeadlineExceeded,
+    ErrorKind,
+    StreamInterrupted,
+    UpstreamError,
+)
 from gateway.generation import Served
 from gateway.middleware.response_cache import ResponseCache
 from gateway.policies.ttl import CacheOptions
@@ -131,5 +137,18 @@ def test_an_answer_from_the_store_took_no_time_of_anybodys() -> None:
             hit = await ask()
             assert (hit.cached, hit.stale) == (True, stale)
             assert (hit.upstream_s, hit.queued_s) == (0.0, 0.0)
+
+    play(scenario)
+
+
+def test_a_request_nobody_answered_knows_how_often_it_was_tried_and_for_how_long() -> None:
+    async def scenario() -> None:
+        creative = ScriptedProvider([1.5, down()])
+        below = ScriptedProvider([0.5, down()], name="b")
+        stage = Stage({"creative": creative, "balanced": below})
+        request = stage.request()
+        with pytest.raises(AllModesFailed):
+            await stage.gearbox(request)
+        assert (request.attempts, request.upstream_s) == (2, 2.0)
 
     play(scenario)

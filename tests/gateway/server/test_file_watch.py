@@ -12,7 +12,7 @@ from gateway.server.reloading import FileWatch, restart_needed
 def test_a_file_is_told_of_once_a_change_and_may_be_gone_for_a_while(tmp_path: Path) -> None:
     file, told = tmp_path / "c.toml", []
     file.write_text("a")
-    watch = FileWatch(str(file), lambda: told.append(file.read_text()))
+    watch = FileWatch(lambda: [str(file)], lambda: told.append(file.read_text()))
     watch.look()
     assert told == []
     file.unlink()
