@@ -24,12 +24,13 @@ from training.errors import (
     SaveFailed,
     TrainingError,
 )
+from training.normalizers import ReturnScale, WindowScale, WindowZ
 from training.operations import OperationsManager
 from training.retuning import Suggestions
+from training.trial import Trial, TrialRejected
 
 if TYPE_CHECKING:
     from gateway.telemetry.metrics import OperationsMetricsCollector
-
     from training.ppo import PPOTrainer
 
 __all__ = [
@@ -48,9 +49,14 @@ __all__ = [
     "OperationsMetricsCollector",
     "PPOTrainer",
     "RetuningConfig",
+    "ReturnScale",
     "SaveFailed",
     "Suggestions",
     "TrainingError",
+    "Trial",
+    "TrialRejected",
+    "WindowScale",
+    "WindowZ",
 ]
 
 # These need an extra: they load when they are first named.

@@ -32,13 +32,13 @@ class TrainingCircuit:
         self._seen: tuple[int, float] | None = None
         self._circuit = Circuit("qwen", self._options(), clock)
 
-    def success(self) -> None:
-        """A call answered."""
-        self._settle(Outcome.SUCCESS)
+    def success(self) -> bool:
+        """A call answered; False if a live gateway knows better."""
+        return self._settle(Outcome.SUCCESS)
 
-    def failure(self) -> None:
-        """A call failed."""
-        self._settle(Outcome.FAILURE)
+    def failure(self) -> bool:
+        """A call failed; False if a live gateway knows better."""
+        return self._settle(Outcome.FAILURE)
 
     def should_use_downshift(self) -> bool:
         """Whether to ask a lower mode now."""
@@ -59,7 +59,8 @@ class TrainingCircuit:
     def standing(self) -> tuple[bool, int]:
         """`should_use_downshift` and `get_current_ttl`, at one glance."""
         if self._gateway is not None:
-            return self.should_use_downshift(), self.get_current_ttl()
+            mode = self._best_mode()
+            return bool(mode["downshifted"]), int(mode["ttl_s"])
         config, down = self._config(), self.should_use_downshift()
         return down, int(config.downshift_ttl_s if down else config.normal_ttl_s)
 
@@ -67,13 +68,14 @@ class TrainingCircuit:
         modes: dict[str, dict[str, Any]] = self._gateway.status()["modes"]
         return next(iter(modes.values()))
 
-    def _settle(self, outcome: Outcome) -> None:
+    def _settle(self, outcome: Outcome) -> bool:
         if self._gateway is not None:
-            return
+            return False
         self._sync()
         permit: Permit | None = self._circuit.admit()
         if permit is not None:
             self._circuit.settle(permit, outcome, "told by the training loop")
+        return True
 
     def _sync(self) -> None:
         config = self._config()

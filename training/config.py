@@ -215,7 +215,7 @@ _CHECKS: dict[str, Any] = {
     "cooldown_steps": _number(0, whole=True),
     "max_rollbacks": _whole,
     "rollback_window_steps": _whole,
-    "lr_backoff": _share,
+    "lr_backoff": _number(0.01, 1.0),
     "lr_recovery_steps": _whole,
     "failure_threshold": _whole,
     "downshift_duration_s": _positive,

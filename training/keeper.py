@@ -136,6 +136,18 @@ class Keeper:
         self._avoid_a_replay(float(loaded.payload.get("ops", {}).get("lr_scale", 1.0)))
         return Return(loaded.path, loaded.manifest.step, restored, loaded.passed_by)
 
+    def return_to(self, path: str) -> Return:
+        """Put one certain checkpoint back; errors as `go_back`, and of one that is gone."""
+        loaded = self.store.load(path)
+        restored = self.attached.restore(loaded.payload, loaded.path, rng=False)
+        self.store.attempt += 1
+        return Return(loaded.path, loaded.manifest.step, restored, [])
+
+    @property
+    def persist_s(self) -> float:
+        """How long the last commit took; 0 before the first."""
+        return self._store.costs.persist_s if self._store is not None else 0.0
+
     def suspect_last(self) -> None:
         """What was restored last led straight back into trouble: go past it."""
         if self._restored_from is not None:

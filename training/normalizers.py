@@ -86,6 +86,7 @@ class ReturnScale:
     def __call__(self, reward: float, *, done: bool = False) -> float:
         """The scaled reward."""
         if not abs(reward) < 1e150:
+            self._return *= 0.0 if done else self._gamma
             return 0.0
         self._return = self._gamma * self._return + reward
         self._count += 1

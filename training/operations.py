@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from gateway.clock import Clock
 from gateway.primitives.normalization import Normalizer
@@ -27,10 +27,16 @@ from training.config import (
     LearningScheduleConfig,
     RetuningConfig,
 )
-from training.errors import SaveSkipped, TrainingError
 from training.keeper import Keeper, ModelState
-from training.recovery import RecoveryPolicy
+from training.metrics import Reporter
+from training.rescue import Rescue
 from training.retuning import Retuning, Suggestions
+from training.saves import Saves
+from training.trial import Trial, TrialRejected, Trials
+
+if TYPE_CHECKING:
+    from gateway.telemetry.metrics import OperationsMetricsCollector
+    from training.guard import GradientGuard
 
 
 class OperationsManager:
@@ -41,7 +47,9 @@ class OperationsManager:
         schedule_config, checkpoint_config, anomaly_config, circuit_breaker_config,
             retuning_config: see `training.config`; each may be replaced, or changed in place, at
             any time, and takes effect from the next step.
-        gateway: a live `Gateway`, whose circuit and TTL are reported instead of our own.
+        gateway: a live `Gateway`, whose circuit and TTL are reported instead of our own; read in
+            this thread at every step.
+        metrics: an `OperationsMetricsCollector`, for Prometheus.
         enable_all_features: False makes every call do nothing and report so.
         seed: where reseeding after a rollback starts from.
         clock: monotonic seconds.
@@ -57,6 +65,7 @@ class OperationsManager:
         circuit_breaker_config: CircuitBreakerConfig | None = None,
         retuning_config: RetuningConfig | None = None,
         gateway: Any = None,
+        metrics: OperationsMetricsCollector | None = None,
         enable_all_features: bool = True,
         seed: int = 0,
         clock: Clock = time.monotonic,
@@ -74,13 +83,20 @@ class OperationsManager:
         self._detector = AnomalyDetector(
             lambda: self.anomaly_config, lambda: self.checkpoint_config
         )
-        self._recovery = RecoveryPolicy(lambda: self.anomaly_config)
         self._keeper = Keeper(
             self.checkpoint_dir, lambda: self.checkpoint_config, self.state_dict, seed
         )
-        self._halted = False
+        self._report = Reporter(metrics)
+        self._trials = Trials(
+            lambda: self.retuning_config, self.retuning, self._keeper, self._report.retune
+        )
+        self._guard: GradientGuard | None = None
+        self._pending: list[str] = []  # told with the next step
+        self._rescue = Rescue(
+            lambda: self.anomaly_config, self._detector, self._keeper, self._trials, self._report
+        )
         self._last_step: int | None = None
-        self._marks = 0
+        self._saves = Saves(lambda: self.checkpoint_config, self._keeper, self._report)
 
     # -- every step -----------------------------------------------------------------------------
 
@@ -109,8 +125,9 @@ class OperationsManager:
         Raises:
             SaveFailed: a checkpoint could not be written and `on_save_error` is `raise`.
         """
-        numbers = dict(metrics or {})
-        events: list[str] = []
+        numbers = dict(metrics) if metrics else {}
+        events, self._pending = self._pending, []
+        trials, rescue = self._trials, self._rescue
         result: dict[str, Any] = {
             "entropy_coef": self.schedule_config.entropy_coef(step),
             "metrics": numbers,
@@ -119,37 +136,46 @@ class OperationsManager:
             "rollback_path": None,
             "restored": [],
             "restored_step": None,
-            "lr_scale": self._keeper.lr_scale,
-            "halt": self._halted,
+            "lr_scale": 1.0,
+            "halt": self._rescue.halted,
             "events": events,
         }
         if self.enabled:
-            self._note_step(step, events)
+            ahead, dropped = self._note_step(step, events), self._drops(events)
             found = self._detector.observe(step, numbers)
             self._normalize(numbers, found)
+            sure = None
             if found:
-                result["anomaly"] = found[0]
-                events.extend(str(anomaly) for anomaly in found)
-            sure = next((anomaly for anomaly in found if anomaly.acts), None)
-            if sure is not None and self.checkpoint_config.enable_auto_rollback:
-                self._recover(step, sure, result)
-            self._save_if_due(step, numbers, model_state, flagged=sure is not None, result=result)
+                roll_back = self.checkpoint_config.enable_auto_rollback
+                sure = rescue.flagged(step, found, result, dropped=dropped, roll_back=roll_back)
+            else:
+                rescue.sick = False
+                if self._keeper.lr_scale != 1.0:
+                    rescue.glide(ahead)
+            if trials.trial is not None:
+                rescue.follow(result)
+            flagged = sure is not None or rescue.halted
+            self._saves.if_due(step, numbers, model_state, flagged=flagged, result=result)
+            result["entropy_coef"] *= trials.hyperparameters.entropy_scale
+            result["lr_scale"] = self._keeper.lr_scale
         else:
             numbers.update(normalized_reward=0.0, reward_mean=0.0, reward_std=0.0)
         result["should_downshift"], result["current_ttl"] = self.circuit_breaker.standing()
+        if self._report.collector is not None:
+            self._report.step(result, self._keeper.persist_s)
         return result
 
     # -- the language model and its users ---------------------------------------------------------
 
     def on_llm_success(self, service: str = "qwen") -> None:
         """A call of the language model answered."""
-        if self.enabled:
-            self.circuit_breaker.success()
+        if self.enabled and not self.circuit_breaker.success():
+            self._tell_ignored("on_llm_success", service)
 
     def on_llm_failure(self, service: str = "qwen") -> None:
         """A call of the language model failed."""
-        if self.enabled:
-            self.circuit_breaker.failure()
+        if self.enabled and not self.circuit_breaker.failure():
+            self._tell_ignored("on_llm_failure", service)
 
     def on_user_feedback(self, feedback: Mapping[str, Any]) -> Suggestions | None:
         """Take one rating, `{"rating": 4.5, "user_id": ..., "formula_id": ...}`.
@@ -163,6 +189,42 @@ class OperationsManager:
         """
         return self.retuning.add(feedback) if self.enabled else None
 
+    def apply(self, suggestions: Suggestions, *, force: bool = False) -> Trial:
+        """Set suggested hyperparameters, on trial: what is now is kept in a pinned checkpoint.
+
+        New ratings decide: kept if they are not worse, taken back if they are, or if training turns
+        anomalous. What happens is told in the events of the steps. `result["entropy_coef"]` follows
+        the schedule from the new value on.
+
+        Args:
+            suggestions: as `on_user_feedback` returned them.
+            force: also if `should_apply` is false.
+
+        Raises:
+            TrialRejected: a trial is open, the ratings are not clear enough, the last step was
+                anomalous, or there is nothing to change; nothing has changed.
+            SaveFailed: the checkpoint could not be written; nothing has changed.
+        """
+        if not self.enabled:
+            raise TrialRejected("every feature is switched off")
+        if not (force or suggestions.should_apply):
+            raise TrialRejected("the ratings are not clear enough; force=True tries it anyway")
+        if self._rescue.sick or self._rescue.halted:
+            raise TrialRejected("the last step was anomalous")
+        step = self._last_step or 0
+        scale = self._trials.hyperparameters.entropy_scale
+        trial = self._trials.begin(
+            step, suggestions, self.schedule_config.entropy_coef(step) * scale
+        )
+        changes = ", ".join(f"{n} {trial.old[n]:g} -> {v:g}" for n, v in trial.new.items())
+        self._pending.append(f"on trial: {changes}")
+        return trial
+
+    @property
+    def trial(self) -> Trial | None:
+        """The retune on trial; None if there is none."""
+        return self._trials.trial
+
     # -- the whole run ----------------------------------------------------------------------------
 
     def attach(
@@ -171,6 +233,8 @@ class OperationsManager:
         model: Any = None,
         optimizer: Any = None,
         extra: Mapping[str, Any] | None = None,
+        hyperparameters: Any = None,
+        guard: bool = True,
     ) -> Self:
         """Name the parts of the run: checkpoints then hold everything, rollbacks restore in place.
 
@@ -178,12 +242,22 @@ class OperationsManager:
             model: a `torch.nn.Module`.
             optimizer: its optimizer.
             extra: further parts with `state_dict` and `load_state_dict`, by name.
+            hyperparameters: what `apply` may set: `{"clip_epsilon": (getter, setter)}`, or an
+                object with attributes of these names, such as a `PPOTrainer`.
+            guard: drop updates of the optimizer whose gradients are not finite.
         """
         attached = self._keeper.attached
         if model is not None:
             attached.model = model
         if optimizer is not None:
             attached.optimizer = optimizer
+            if guard and self.enabled:
+                from training.guard import GradientGuard  # noqa: PLC0415
+
+                self._unguard()
+                self._guard = GradientGuard(optimizer)
+        if hyperparameters is not None:
+            self._trials.hyperparameters.attach(hyperparameters)
         attached.extra.update(extra or {})
         return self
 
@@ -222,7 +296,8 @@ class OperationsManager:
         self._keeper.flush(timeout_s)
 
     def close(self) -> None:
-        """Flush, and let go of the folder. Idempotent."""
+        """Flush, and let go of the folder and the optimizer. Idempotent."""
+        self._unguard()
         self._keeper.close()
 
     def __enter__(self) -> Self:
@@ -236,10 +311,11 @@ class OperationsManager:
         return {
             "normalizer": self.reward_normalizer.state_dict(),
             "detector": self._detector.state_dict(),
-            "recovery": self._recovery.state_dict(),
+            "rescue": self._rescue.state_dict(),
             "retuning": self.retuning.state_dict(),
             "last_step": self._last_step,
-            "marks": self._marks,
+            "marks": self._saves.marks,
+            "trials": self._trials.state_dict(),
             "rollbacks": self._keeper.rollbacks,
             "lr_scale": self._keeper.lr_scale,
         }
@@ -248,21 +324,42 @@ class OperationsManager:
         """Continue where `state` was taken."""
         self.reward_normalizer.load_state_dict(state["normalizer"])
         self._detector.load_state_dict(state["detector"])
-        self._recovery.load_state_dict(state["recovery"])
+        self._rescue.load_state_dict(state["rescue"])
         self.retuning.load_state_dict(state["retuning"])
-        self._last_step, self._marks = state["last_step"], int(state["marks"])
+        self._last_step, self._saves.marks = state["last_step"], int(state["marks"])
+        self._trials.load_state_dict(state["trials"])
         self._keeper.rollbacks = int(state["rollbacks"])
         self._keeper.lr_scale = float(state["lr_scale"])
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _note_step(self, step: int, events: list[str]) -> None:
-        if self._last_step is not None and step < self._last_step:
-            events.append(f"step went back from {self._last_step} to {step}")
-            self._marks = step // self.checkpoint_config.save_interval_steps
-        self._last_step = step
-        for failure in self._keeper.on_step():
-            self._complain(failure, events)
+    def _note_step(self, step: int, events: list[str]) -> int:
+        """How many steps this is after the last one."""
+        last, self._last_step = self._last_step, step
+        self._saves.failed(events)
+        if last is None:
+            return 1
+        if step < last:
+            events.append(f"step went back from {last} to {step}")
+            self._saves.went_back(step)
+        return max(0, step - last)
+
+    def _drops(self, events: list[str]) -> bool:
+        dropped = self._guard.news() if self._guard is not None else 0
+        if dropped:
+            self._report.dropped(dropped)
+            events.append(f"{dropped} updates with gradients that are not finite were dropped")
+        return dropped > 0
+
+    def _tell_ignored(self, call: str, service: str) -> None:
+        told = f"{call}({service!r}) ignored: the gateway sees its own calls"
+        if told not in self._pending:
+            self._pending.append(told)
+
+    def _unguard(self) -> None:
+        if self._guard is not None:
+            self._guard.remove()
+            self._guard = None
 
     def _normalize(self, numbers: dict[str, Any], found: list[Anomaly]) -> None:
         size = self.schedule_config.reward_norm_window
@@ -281,56 +378,3 @@ class OperationsManager:
         numbers["normalized_reward"] = score
         numbers["reward_mean"] = normalizer.window.mean
         numbers["reward_std"] = normalizer.window.std
-
-    def _recover(self, step: int, anomaly: Anomaly, result: dict[str, Any]) -> None:
-        decision, events = self._recovery.decide(step, anomaly), result["events"]
-        try:
-            if decision.suspect:
-                self._keeper.suspect_last()
-            if decision.halt:
-                self._halted = result["halt"] = True
-            if decision.why:
-                events.append(("halt: " if decision.halt else "") + decision.why)
-            back = self._keeper.go_back(decision) if decision.restore else None
-        except (TrainingError, OSError) as error:
-            if decision.restore:
-                self._recovery.forget()
-            events.append(f"rollback failed: {error}")
-            return
-        if back is None:
-            if decision.restore:
-                self._recovery.forget()
-                events.append("no healthy checkpoint to return to yet")
-            return
-        self._detector.forget()
-        events += [f"passed by: {why}" for why in back.passed_by]
-        events.append(f"rolled back to {back.path}; discard the present rollout")
-        result["rollback_path"], result["restored"] = back.path, back.restored
-        result["restored_step"], result["lr_scale"] = back.step, self._keeper.lr_scale
-
-    def _save_if_due(
-        self,
-        step: int,
-        numbers: Mapping[str, Any],
-        model_state: ModelState | None,
-        *,
-        flagged: bool,
-        result: dict[str, Any],
-    ) -> None:
-        mark = step // self.checkpoint_config.save_interval_steps
-        if mark <= self._marks:
-            return
-        if flagged or self._halted:
-            result["events"].append("checkpoint skipped: this step is flagged")
-            return
-        try:
-            result["checkpoint_path"] = self._keeper.save(step, numbers, model_state)
-        except (TrainingError, OSError) as error:
-            self._complain(error, result["events"])
-        self._marks = mark
-
-    def _complain(self, error: Exception, events: list[str]) -> None:
-        raises = self.checkpoint_config.on_save_error == "raise"
-        if raises and not isinstance(error, SaveSkipped):
-            raise error
-        events.append(f"checkpoint failed: {error}")

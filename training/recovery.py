@@ -1,5 +1,8 @@
 """What to do about an anomaly: nothing, go back, go back and slow down, go further back, stop.
 
+The rung below all is the gradient guard's: an update that was dropped before it reached the weights
+left nothing to go back from.
+
 Pure decisions; `OperationsManager` carries them out. There is a cooldown and a limit, because a run
 that goes back again and again never arrives: after the last rung of the ladder it halts, and says
 so.
@@ -35,7 +38,7 @@ class Decision:
 
 
 class RecoveryPolicy:
-    """The ladder: restore -> restore, slower -> older checkpoint, slower -> halt.
+    """The ladder: drop -> restore -> restore, slower -> older checkpoint, slower -> halt.
 
     Args:
         config: read anew at each decision.
@@ -45,10 +48,19 @@ class RecoveryPolicy:
         self._config = config
         self._rollbacks: list[int] = []
         self._last_kind = ""
+        self._dropped = 0
 
-    def decide(self, step: int, anomaly: Anomaly) -> Decision:
-        """What to do about an anomaly that is sure enough to act upon."""
+    def decide(self, step: int, anomaly: Anomaly, *, dropped: bool = False) -> Decision:
+        """What to do about an anomaly that is sure enough to act upon.
+
+        Args:
+            dropped: the gradient guard kept this update from the weights.
+        """
         config = self._config()
+        harmless = dropped and anomaly.kind == "non_finite" and anomaly.metric != "reward"
+        self._dropped = self._dropped + 1 if harmless else 0
+        if 0 < self._dropped < config.patience:
+            return Decision(why="the update was dropped, the weights are as they were")
         recent = [at for at in self._rollbacks if step - at < config.rollback_window_steps]
         self._rollbacks = recent
         since = step - recent[-1] if recent else config.cooldown_steps
@@ -76,9 +88,13 @@ class RecoveryPolicy:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, in JSON types."""
-        return {"rollbacks": list(self._rollbacks), "last_kind": self._last_kind}
+        return {
+            "rollbacks": list(self._rollbacks),
+            "last_kind": self._last_kind,
+            "dropped": self._dropped,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Continue where `state` was taken."""
         self._rollbacks = [int(step) for step in state["rollbacks"]]
-        self._last_kind = str(state["last_kind"])
+        self._last_kind, self._dropped = str(state["last_kind"]), int(state["dropped"])

@@ -54,6 +54,7 @@ class Retuning:
         self._votes: dict[tuple[str, str], float] = {}
         self._anonymous = 0
         self._suggested_at = 0
+        self._standing: frozenset[str] = frozenset()
         self.policy_version = 0
 
     @property
@@ -82,7 +83,7 @@ class Retuning:
         if self._suggested_at >= config.max_feedback:
             return None
         suggestions = self.suggest()
-        self._suggested_at = n
+        self._suggested_at, self._standing = n, frozenset(suggestions)
         return suggestions or None
 
     def suggest(self) -> Suggestions:
@@ -97,16 +98,17 @@ class Retuning:
         found.std = math.sqrt(math.fsum((v - found.mean) ** 2 for v in votes) / len(votes))
         found.half_width = half_width(found.n, found.std, 1.0 - config.confidence)
         reasons, sure = [], []
-        if found.mean < config.low_rating:
+        stays = dict.fromkeys(self._standing, config.hysteresis)
+        if found.mean < config.low_rating + stays.get("entropy_coef", 0.0):
             found["entropy_coef"] = config.entropy_coef
             reasons.append(f"mean {found.mean:.2f} is below {config.low_rating:g}: explore more")
             sure.append(found.mean + found.half_width < config.low_rating)
-        if found.std > config.high_spread:
+        if found.std > config.high_spread - stays.get("learning_rate", 0.0):
             found["learning_rate"] = config.learning_rate
             spread = config.high_spread
             reasons.append(f"spread {found.std:.2f} is above {spread:g}: learn more slowly")
             sure.append(_spread_bound(votes, found) > spread)
-        if found.mean >= config.high_rating:
+        if found.mean >= config.high_rating - stays.get("clip_epsilon", 0.0):
             found["clip_epsilon"] = config.clip_epsilon
             reasons.append(f"mean {found.mean:.2f} is at least {config.high_rating:g}: keep to it")
             sure.append(found.mean - found.half_width >= config.high_rating)
@@ -119,7 +121,7 @@ class Retuning:
     def new_policy(self) -> None:
         """The policy changed: what was rated before says nothing of it."""
         self._votes.clear()
-        self._suggested_at = 0
+        self._suggested_at, self._standing = 0, frozenset()
         self.policy_version += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -128,6 +130,7 @@ class Retuning:
             "votes": [[user, formula, rating] for (user, formula), rating in self._votes.items()],
             "anonymous": self._anonymous,
             "suggested_at": self._suggested_at,
+            "standing": sorted(self._standing),
             "policy_version": self.policy_version,
         }
 
@@ -136,6 +139,7 @@ class Retuning:
         self._votes = {(str(u), str(f)): float(rating) for u, f, rating in state["votes"]}
         self._anonymous = int(state["anonymous"])
         self._suggested_at = int(state["suggested_at"])
+        self._standing = frozenset(state["standing"])
         self.policy_version = int(state["policy_version"])
 
     def _vote(self, feedback: Mapping[str, Any]) -> tuple[tuple[str, str], float]:
