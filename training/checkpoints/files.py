@@ -127,7 +127,7 @@ def leftovers(folder: Path) -> list[Path]:
         name = path.name
         if name.startswith(TEMPORARY):
             target = name[len(TEMPORARY) :].partition("-")[2]
-            if is_ours(str(Path(target).with_suffix(".pt"))):
+            if is_ours(f"{target.removesuffix('.json').removesuffix('.pt')}.pt"):
                 found.append(path)
         elif is_ours(name) and not path.is_symlink() and not beside(path).exists():
             found.append(path)

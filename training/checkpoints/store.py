@@ -254,10 +254,7 @@ class CheckpointStore:
         self.flush()
         with self._guard:
             before = set(self._names)
-            for snapshot in self._snapshots:
-                if not snapshot.pinned:
-                    self._snapshots.unpin(snapshot.id)  # changes nothing, and evicts
-                    break
+            self._settle()
             return sorted(before - set(self._names))
 
     def paths(self) -> list[str]:
@@ -338,7 +335,16 @@ class CheckpointStore:
                 self._snapshots.tag_healthy(snapshot_id)
             elif manifest.health in ("suspect", "corrupt"):
                 self._snapshots.suspect(snapshot_id)
-            self._spare()
+            self._settle()
+
+    def _settle(self) -> None:
+        """Evict what only the newest one's arrival made superfluous: until it was tagged healthy,
+        the one before it was the last healthy one."""
+        self._spare()
+        for snapshot in self._snapshots:
+            if not snapshot.pinned:
+                self._snapshots.unpin(snapshot.id)  # it is not: this only evicts
+                return
 
     def _spare(self) -> None:
         """The best one and what the owner pinned are never evicted."""
