@@ -38,6 +38,16 @@ def node_project() -> Path:
     return HOME / "node"
 
 
+def make(lock: Path) -> str:
+    """Make the one environment of a lock that lies in any folder of `requirements`.
+
+    Returns:
+        "" or, in words, why it is not there.
+    """
+    _prepare(lock.stem)
+    return _why_not(lambda: _make_python(lock))
+
+
 def make_all() -> dict[str, str]:
     """Make what is missing, all at once.
 
@@ -49,12 +59,16 @@ def make_all() -> dict[str, str]:
         for lock in sorted(LOCKS.glob("*.lock"))
     }
     makers["node"] = _make_node
-    HOME.mkdir(exist_ok=True)
-    (HOME / ".gitignore").write_text("*\n")
-    if any(not _is_current(name) for name in makers if name != "node"):
-        _fetch_uv()
+    _prepare(*(name for name in makers if name != "node"))
     with ThreadPoolExecutor(len(makers)) as pool:
         return dict(zip(makers, pool.map(_why_not, makers.values()), strict=True))
+
+
+def _prepare(*names: str) -> None:
+    HOME.mkdir(exist_ok=True)
+    (HOME / ".gitignore").write_text("*\n")
+    if not all(_is_current(name) for name in names):
+        _fetch_uv()
 
 
 def _why_not(make: Callable[[], None]) -> str:
@@ -112,7 +126,7 @@ def _make_node() -> None:
 def _locks(name: str) -> list[Path]:
     if name == "node":
         return [LOCKS / "package.json", LOCKS / "package-lock.json"]
-    return [LOCKS / f"{name}.lock"]
+    return list(LOCKS.parent.glob(f"*/{name}.lock"))
 
 
 def _digest(name: str) -> str:
@@ -138,6 +152,8 @@ def _run(command: list[str], *, check: bool = True, cwd: Path | None = None) -> 
         EnvironmentMissingError: it did not, and `check` is True.
     """
     env = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    if "PIP_FIND_LINKS" in env:  # uv reads none of pip's settings
+        env.setdefault("UV_FIND_LINKS", env["PIP_FIND_LINKS"])
     try:
         done = subprocess.run(
             command,
