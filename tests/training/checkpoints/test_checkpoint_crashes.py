@@ -19,9 +19,15 @@ DRIVER = Path(__file__).with_name("crash_driver.py")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
+def finished(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=400
+    )
+
+
 def drive(*arguments: str) -> Any:
     command = [sys.executable, str(DRIVER), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=400)
+    done = finished(command)
     if "ptrace" in done.stderr:
         pytest.skip("this kernel lets nobody trace a child")
     assert done.returncode == 0, done.stderr
@@ -29,8 +35,7 @@ def drive(*arguments: str) -> Any:
 
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    return finished([sys.executable, "-c", code, *arguments])
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -57,7 +58,7 @@ class Store(RuleBasedStateMachine):
         self.known[name] = {
             "value": float(self.number),
             "healthy": healthy,
-            "score": score if score == score else None,
+            "score": None if score is None or math.isnan(score) else score,
             "bad": False,
             "corrupt": False,
             "pinned": False,
