@@ -189,6 +189,11 @@ def _one_of(*known: str) -> Any:
     return check
 
 
+def _switch(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ConfigValueError(f"{name} must be True or False, got {value!r}")
+
+
 _whole = _number(1, whole=True)
 _share = _number(0.0, 1.0)
 _positive = _number(0.0)
@@ -203,6 +208,8 @@ _CHECKS: dict[str, Any] = {
     "max_checkpoints": _number(2, whole=True),
     "loss_spike_threshold": _number(1.0),
     "reward_drop_threshold": _share,
+    "enable_auto_rollback": _switch,
+    "async_save": _switch,
     "writer": _one_of("thread", "process"),
     "when_busy": _one_of("block", "skip"),
     "on_save_error": _one_of("warn", "raise"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from training.attached import Attached
 from training.config import CheckpointConfig
 from training.recovery import Decision
+from training.tracks import as_float
 
 if TYPE_CHECKING:  # it needs torch, and a run without checkpoints does not
     from training.checkpoints.store import CheckpointStore, Loaded
@@ -191,10 +192,7 @@ class Keeper:
 def _plain(numbers: Mapping[str, Any]) -> dict[str, float]:
     plain = {}
     for name, value in numbers.items():
-        try:
-            number = float(value)
-        except (TypeError, ValueError, RuntimeError):
-            continue
-        if math.isfinite(number):
+        number = as_float(value)
+        if number is not None and math.isfinite(number):
             plain[name] = number
     return plain

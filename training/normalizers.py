@@ -10,6 +10,7 @@ from gateway.primitives.normalization import Normalizer, Window
 
 _CLIP = 10.0
 _LEAST = 1e-8
+_LARGEST = 1e150  # beyond, squares are not finite
 
 
 class RewardNormalizer(Protocol):
@@ -38,7 +39,7 @@ class WindowZ:
 
     def __call__(self, reward: float, *, done: bool = False) -> float:
         """The z-score."""
-        return self._normalizer.normalize(reward) if math.isfinite(reward) else 0.0
+        return self._normalizer.normalize(reward) if abs(reward) < _LARGEST else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """The window's state."""
@@ -57,10 +58,11 @@ class WindowScale:
 
     def __call__(self, reward: float, *, done: bool = False) -> float:
         """The scaled reward."""
-        if not abs(reward) < 1e150:
+        if not abs(reward) < _LARGEST:
             return 0.0
         self._window.push(reward)
-        return _clip(reward / max(self._window.std, _LEAST)) if self._window.std else reward
+        std = self._window.std
+        return _clip(reward / max(std, _LEAST) if std else reward)
 
     def state_dict(self) -> dict[str, Any]:
         """The window's state."""
@@ -85,7 +87,7 @@ class ReturnScale:
 
     def __call__(self, reward: float, *, done: bool = False) -> float:
         """The scaled reward."""
-        if not abs(reward) < 1e150:
+        if not abs(reward) < _LARGEST:
             self._return *= 0.0 if done else self._gamma
             return 0.0
         self._return = self._gamma * self._return + reward

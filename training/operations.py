@@ -10,7 +10,6 @@ other subject has a file of its own here.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -32,6 +31,7 @@ from training.metrics import Reporter
 from training.rescue import Rescue
 from training.retuning import Retuning, Suggestions
 from training.saves import Saves
+from training.tracks import LARGEST, as_float
 from training.trial import Trial, TrialRejected, Trials
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class OperationsManager:
         self._trials = Trials(
             lambda: self.retuning_config, self.retuning, self._keeper, self._report.retune
         )
-        self._guard: GradientGuard | None = None
+        self.guard: GradientGuard | None = None
         self._pending: list[str] = []  # told with the next step
         self._rescue = Rescue(
             lambda: self.anomaly_config, self._detector, self._keeper, self._trials, self._report
@@ -255,7 +255,7 @@ class OperationsManager:
                 from training.guard import GradientGuard  # noqa: PLC0415
 
                 self._unguard()
-                self._guard = GradientGuard(optimizer)
+                self.guard = GradientGuard(optimizer)
         if hyperparameters is not None:
             self._trials.hyperparameters.attach(hyperparameters)
         attached.extra.update(extra or {})
@@ -345,7 +345,7 @@ class OperationsManager:
         return max(0, step - last)
 
     def _drops(self, events: list[str]) -> bool:
-        dropped = self._guard.news() if self._guard is not None else 0
+        dropped = self.guard.news() if self.guard is not None else 0
         if dropped:
             self._report.dropped(dropped)
             events.append(f"{dropped} updates with gradients that are not finite were dropped")
@@ -357,9 +357,9 @@ class OperationsManager:
             self._pending.append(told)
 
     def _unguard(self) -> None:
-        if self._guard is not None:
-            self._guard.remove()
-            self._guard = None
+        if self.guard is not None:
+            self.guard.remove()
+            self.guard = None
 
     def _normalize(self, numbers: dict[str, Any], found: list[Anomaly]) -> None:
         size = self.schedule_config.reward_norm_window
@@ -368,13 +368,10 @@ class OperationsManager:
             self.reward_normalizer = Normalizer(size)
             self.reward_normalizer.load_state_dict(kept)
         normalizer, score = self.reward_normalizer, 0.0
-        flagged = any(anomaly.metric == "reward" and anomaly.acts for anomaly in found)
-        try:
-            reward = float(numbers["reward"])
-            if math.isfinite(reward):
-                score = normalizer.normalize(reward, update=not flagged)
-        except (KeyError, TypeError, ValueError):
-            pass  # no reward this time, or none that can be one
+        reward = as_float(numbers.get("reward"))
+        if reward is not None and abs(reward) < LARGEST:
+            flagged = any(anomaly.metric == "reward" and anomaly.acts for anomaly in found)
+            score = normalizer.normalize(reward, update=not flagged)
         numbers["normalized_reward"] = score
         numbers["reward_mean"] = normalizer.window.mean
         numbers["reward_std"] = normalizer.window.std

@@ -78,10 +78,9 @@ class Rescue:
         decision = self._recovery.decide(step, anomaly, dropped=dropped)
         events, back = result["events"], None
         if decision.halt:
-            self.halted = result["halt"] = True
-            self._report.halt()
-        if decision.why:
-            events.append(("halt: " if decision.halt else "") + decision.why)
+            self._halt(decision.why, result)
+        elif decision.why:
+            events.append(decision.why)
         try:
             if decision.suspect:
                 self._keeper.suspect_last()
@@ -95,11 +94,23 @@ class Rescue:
         if back is None:
             if decision.restore:
                 self._recovery.forget()
-                events.append("no healthy checkpoint to return to yet")
+                self._nothing_left(result)
             return
         self._glide_from = self._keeper.lr_scale
         self._report.rollback(anomaly.kind)
         self._tell(back, result)
+
+    def _nothing_left(self, result: dict[str, Any]) -> None:
+        if self._keeper.rollbacks:  # those there were proved bad
+            self._halt("no healthy checkpoint is left", result)
+        else:
+            result["events"].append("no healthy checkpoint to return to yet")
+
+    def _halt(self, why: str, result: dict[str, Any]) -> None:
+        if not self.halted:
+            self._report.halt()
+        self.halted = result["halt"] = True
+        result["events"].append(f"halt: {why}")
 
     def glide(self, ahead: int) -> None:
         """After a rollback the learning rate returns, as slowly as it takes to be sure."""

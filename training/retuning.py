@@ -65,11 +65,15 @@ class Retuning:
     def add(self, feedback: Mapping[str, Any]) -> Suggestions | None:
         """Take one rating; suggestions once there are enough and anything is to be suggested.
 
+        With a `policy_version` that is not the present one it is left out.
+
         Raises:
             FeedbackRejected: no rating from 1 to 5.
         """
         config = self._config()
         key, rating = self._vote(feedback)
+        if feedback.get("policy_version", self.policy_version) != self.policy_version:
+            return None  # it rates what another policy made
         if not self._takes(key, config):
             return None
         self._votes.pop(key, None)  # a later vote replaces an earlier one, and is the newest
@@ -149,6 +153,9 @@ class Retuning:
         number = isinstance(rating, (int, float)) and not isinstance(rating, bool)
         if not number or not 1.0 <= rating <= 5.0:
             raise FeedbackRejected(f"rating must be a number from 1 to 5, got {rating!r}")
+        version = feedback.get("policy_version", 0)
+        if not isinstance(version, int):
+            raise FeedbackRejected(f"policy_version must be a whole number, got {version!r}")
         user, formula = feedback.get("user_id"), feedback.get("formula_id")
         if user is None or formula is None:  # nothing says that two such ratings are the same vote
             self._anonymous += 1

@@ -15,7 +15,7 @@ _REFRESH = 10
 _ACCEPT = 20
 # With few values known, their spread is multiplied by this, and more the fewer there are.
 _FEW, _FEWER = 3.0, 30.0
-_LARGEST = 1e150
+LARGEST = 1e150
 
 
 class Track:
@@ -66,7 +66,7 @@ class Track:
                 self._passed.extend(self._refused)
             self._refused.clear()
             self._acted = False
-        if -_LARGEST < value < _LARGEST:  # beyond, it says nothing of what is normal
+        if -LARGEST < value < LARGEST:  # beyond, it says nothing of what is normal
             self._window.push(value)
             self._stale += 1
             if self._stale >= _REFRESH:
@@ -154,6 +154,8 @@ class Track:
 
 def as_float(value: Any) -> float | None:
     """A metric as a number, 0-d tensors and arrays too; None for what is none."""
+    if type(value) is float:
+        return value
     try:
         item = value.item() if hasattr(value, "item") else value
         return None if isinstance(item, str) else float(item)
