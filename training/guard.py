@@ -26,7 +26,7 @@ class GradientGuard:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.dropped = 0
         self._reported = 0
-        self._handle = optimizer.register_step_pre_hook(self._check)
+        self._handle = optimizer.register_step_pre_hook(self.check)
 
     def news(self) -> int:
         """Updates dropped since the last call."""
@@ -37,7 +37,8 @@ class GradientGuard:
         """Let every update through again."""
         self._handle.remove()
 
-    def _check(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def check(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Drop the update if it is broken: for hosts whose `step` makes the gradients itself."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         # One number tells: the norm of all is finite only if each part is. A norm that overflows

@@ -368,10 +368,14 @@ class OperationsManager:
             self.reward_normalizer = Normalizer(size)
             self.reward_normalizer.load_state_dict(kept)
         normalizer, score = self.reward_normalizer, 0.0
-        reward = as_float(numbers.get("reward"))
-        if reward is not None and abs(reward) < LARGEST:
-            flagged = any(anomaly.metric == "reward" and anomaly.acts for anomaly in found)
-            score = normalizer.normalize(reward, update=not flagged)
+        window, reward = normalizer.window, as_float(numbers.get("reward"))
+        if reward is not None and not -LARGEST < reward < LARGEST:
+            reward = None  # none this time, or none that can be one
+        flagged = found and any(anomaly.metric == "reward" and anomaly.acts for anomaly in found)
+        if reward is not None and not flagged:
+            window.push(reward)
+        mean, std = window.mean, window.std
+        if reward is not None and window.count:
+            score = (reward - mean) / max(std, normalizer.std_floor)
         numbers["normalized_reward"] = score
-        numbers["reward_mean"] = normalizer.window.mean
-        numbers["reward_std"] = normalizer.window.std
+        numbers["reward_mean"], numbers["reward_std"] = mean, std

@@ -38,6 +38,8 @@ class Watch:
         last: what `on_training_step` said last.
         resumed_step: the step the run continued from, 0 for a new one.
         lr_scale: what rollbacks made of the learning rate.
+        in_place: whether this process has the whole model. If not, nothing is kept or put back
+            here, and an anomaly to act upon stops the run.
     """
 
     def __init__(self, ops: OperationsManager, *, resume: bool) -> None:
@@ -45,6 +47,7 @@ class Watch:
         self.last: dict[str, Any] = {}
         self.resumed_step = 0
         self.lr_scale = 1.0
+        self.in_place = True
         self._progress: set[str] = set()
         self._resume = resume
         self._resuming = False
@@ -57,6 +60,8 @@ class Watch:
             progress: what tells how far the run is, such as the schedule of the learning rate. It
                 comes back with a resume only: after a rollback the run goes on counting.
         """
+        if not self.in_place:
+            return
         self._progress |= progress.keys()
         extra = {name: _Progress(part, self) for name, part in progress.items()}
         self.ops.attach(model=model, optimizer=optimizer, extra=extra)
@@ -70,6 +75,13 @@ class Watch:
                 self.resumed_step = found["step"]
                 self.lr_scale = self.ops.state_dict()["lr_scale"]
                 _log.info("resumed at step %d from %s", found["step"], found["path"])
+
+    @property
+    def stops(self) -> bool:
+        """Whether the host is to stop."""
+        anomaly = self.last.get("anomaly")
+        acts = anomaly is not None and anomaly.acts
+        return bool(self.last.get("halt")) or (acts and not self.in_place)
 
     def look(self, step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """One step of the host.
