@@ -241,7 +241,7 @@ def _copy_beside(copies: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]
     """Copy from a GPU on a stream of its own; return the event that ends it.
 
     The present stream waits for the copies before its next kernel, so that the optimizer's next
-    step cannot overtake them; the host waits for nothing.
+    step cannot overtake them; the host waits for nothing. Written by the book, not tested on a GPU.
     """
     device = next(tensor.device for tensor in tensors if tensor.device.type == "cuda")
     present, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
