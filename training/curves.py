@@ -36,7 +36,7 @@ def learning_curve(rows: Sequence[Mapping[str, Any]], title: str, file: Path) ->
     for number, at in enumerate(back):
         label = f"rollbacks ({len(back)})" if number == 0 else None
         axes.axvline(at, color=_RED, linewidth=1.2, linestyle="--", label=label)
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="upper left", frameon=False)
     figure.savefig(file)
 
 
@@ -83,12 +83,12 @@ def yardstick_curves(
         axes.ticklabel_format(axis="x", style="sci", scilimits=(3, 3), useMathText=True)
         for number, curve in enumerate(curves):
             steps, returns = zip(*curve, strict=True)
-            label = f"ours, {len(curves)} seeds" if number == 0 else None
+            label = f"ours ({len(curves)})" if number == 0 else None
             axes.plot(steps, returns, color=_BLUE, linewidth=1.2, alpha=0.75, label=label)
-        if published is not None:
-            axes.axhline(published, color=_RED, linestyle="--", linewidth=1.2, label="published")
         if not curves:
             axes.text(0.5, 0.5, "not run yet", ha="center", transform=axes.transAxes)
-        else:
-            axes.legend(loc="lower right", frameon=False)
+            continue
+        if published is not None:
+            axes.axhline(published, color=_RED, linestyle="--", linewidth=1.2, label="published")
+        axes.legend(loc="lower right", frameon=False)
     figure.savefig(file)

@@ -203,8 +203,10 @@ def read(file: Path) -> list[Result]:
     return [Result(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def report(folder: Path, results: Sequence[Result], *, quick: bool = False) -> str:
-    """The table, also written to `yardsticks.md`, and the curves in `yardsticks.png`.
+def report(
+    folder: Path, results: Sequence[Result], *, quick: bool = False, name: str = "yardsticks"
+) -> str:
+    """The table, also written to `NAME.md`, and the curves in `NAME.png`.
 
     Returns:
         The table, and a note where matplotlib is missing.
@@ -222,11 +224,11 @@ def report(folder: Path, results: Sequence[Result], *, quick: bool = False) -> s
         panels.append((yardstick.settings.env, [result.curve for result in mine], level))
     text = "\n".join(lines) + "\n\n" + _NOTES
     try:
-        curves.yardstick_curves(panels, folder / "yardsticks.png")
-        text += "\n![learning curves](yardsticks.png)\n"
+        curves.yardstick_curves(panels, folder / f"{name}.png")
+        text += f"\n![learning curves]({name}.png)\n"
     except ModuleNotFoundError as error:
         text += f"\n(no plot: {error})\n"
-    (folder / "yardsticks.md").write_text("# Yardsticks\n\n" + text, encoding="utf-8")
+    (folder / f"{name}.md").write_text("# Yardsticks\n\n" + text, encoding="utf-8")
     return text
 
 
@@ -234,7 +236,7 @@ def _row(yardstick: Yardstick, results: Sequence[Result], *, quick: bool) -> str
     head = f"| {yardstick.settings.env} | {yardstick.settings.total_steps:,} "
     published = f"{yardstick.published} | {yardstick.least:g}"
     if not results:
-        return f"{head}| not run | | {published} | | |"
+        return f"{head}| **not run** | | {published} | | |"
     scores = np.array([result.score for result in results])
     each = ", ".join(
         f"{result.seed}: {result.score:.1f} ± {result.spread:.1f}" for result in results
@@ -242,7 +244,11 @@ def _row(yardstick: Yardstick, results: Sequence[Result], *, quick: bool) -> str
     mean = f"{scores.mean():.1f} ± {scores.std():.1f}"
     if len(results) < _SEEDS:
         mean += f" ({len(results)} of {_SEEDS} seeds)"
-    holds = "quick run" if quick else ("yes" if scores.mean() >= yardstick.least else "no")
+    holds = "yes" if scores.mean() >= yardstick.least else "no"
+    if len(results) < _SEEDS:
+        holds += ", so far"
+    if quick:
+        holds = "quick run"
     steps = sum(result.steps for result in results)
     clock = steps / sum(result.seconds for result in results)
     cpu = steps / sum(result.cpu_seconds for result in results)
@@ -251,12 +257,13 @@ def _row(yardstick: Yardstick, results: Sequence[Result], *, quick: bool) -> str
 
 _SEEDS = 3
 _NOTES = """\
-CartPole and Acrobot: CleanRL's `ppo.py`, to the letter of its defaults (4 environments x 128 steps,
-learning rate 2.5e-4 falling to 0, 4 epochs of 4 mini-batches); a seed's score is the mean of its
-last 100 episodes of training. Pendulum: the hyperparameters of Stable-Baselines3's zoo, but plain
-Gaussian exploration, **no gSDE**; a seed's score is the mean return of the best actions over
-150,000 further steps (750 episodes), as the zoo judges. In "each seed", the figure after ± is the
-deviation over episodes. One CPU thread; no operations attached; "processor" counts the time the
-process ran, "clock" the time that passed while other work shared the machine. Run them again:
-`python -m training yardsticks`.
+CartPole and Acrobot: the defaults of CleanRL's `ppo.py` (4 environments x 128 steps, learning rate
+2.5e-4 falling to 0, 4 epochs of 4 mini-batches); unlike it, what a time limit cuts off is estimated
+and learned from. A seed's score is the mean of its last 100 episodes of training. Pendulum: the
+hyperparameters of Stable-Baselines3's zoo, but plain Gaussian exploration, **no gSDE**; a seed's
+score is the mean return of the best actions over 150,000 further steps (750 episodes), as the zoo
+judges. "At least" for Pendulum is the published mean less one published deviation, which is over
+the episodes of a single run; so is the figure after ± under "each seed". One CPU thread, no
+operations attached; "processor" counts the time the process ran, "clock" the time that passed,
+with whatever else the machine had to do. Run them again: `python -m training yardsticks`.
 """
