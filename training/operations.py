@@ -4,8 +4,7 @@
     result = ops.on_training_step(step, {"loss": loss, "reward": reward}, model.state_dict)
     entropy_coef = result["entropy_coef"]
 
-Thin: schedules and normalizers are the gateway's primitives, the circuit is the gateway's, and each
-other subject has a file of its own here.
+Thin: schedules, normalizers and the circuit are the gateway's; other subjects have their own files.
 """
 
 from __future__ import annotations
