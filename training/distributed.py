@@ -183,8 +183,9 @@ class DistributedOperations:
         self.rollbacks += 1
         self.store.attempt += 1
         self.lr_scale *= decision.lr_factor
+        already = float(found.shared["lr_scale"])  # a checkpoint taken after a rollback is scaled
         for group in self.optimizer.param_groups:
-            group["lr"] *= self.lr_scale
+            group["lr"] *= self.lr_scale / already if already > 0.0 else 1.0
         # The same random numbers from the same weights would lead to the same place.
         reseed(self._seed + _SEED_STEP * self.rollbacks + self.peers.rank)
         self._detector.forget()

@@ -54,6 +54,7 @@ class Run:
             restored=result["restored_step"],
             saved=bool(result["checkpoint_path"]),
             lr_scale=result["lr_scale"],
+            lr=self.optimizer.param_groups[0]["lr"],
             halt=result["halt"],
             weights=weights(self.model),
             events=result["events"],

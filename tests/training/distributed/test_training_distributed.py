@@ -75,6 +75,8 @@ def test_what_one_rank_sees_all_act_upon(tmp_path: Path) -> None:
     assert steps[8]["events"] == [steps[8]["events"][-1]]  # rank 0 itself saw nothing
     assert steps[8]["lr_scale"] == 1.0
     assert steps[10]["lr_scale"] < 1.0  # the second rung
+    assert steps[13]["lr_scale"] < steps[10]["lr_scale"]
+    assert all(line["lr"] == pytest.approx(0.01 * line["lr_scale"]) for line in steps.values())
     assert steps[14]["halt"]
     assert steps[15]["halt"]
     assert first[-1] == second[-1] == {"error": "the ranks are at steps 20 to 21"}
