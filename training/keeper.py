@@ -13,7 +13,8 @@ from training.recovery import Decision
 from training.tracks import as_float
 
 if TYPE_CHECKING:  # it needs torch, and a run without checkpoints does not
-    from training.checkpoints.store import CheckpointStore, Loaded
+    from training.checkpoints.files import Loaded
+    from training.checkpoints.store import CheckpointStore
 
 ModelState = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 _SEED_STEP = 1_000_003

@@ -15,6 +15,7 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,6 +33,23 @@ from training.checkpoints.manifest import (
 from training.errors import CheckpointCorrupt, CheckpointError, CheckpointForeign, SaveFailed
 
 _BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A checkpoint that was read back.
+
+    Attributes:
+        path: where it lies.
+        manifest: what is known of it.
+        payload: what it holds.
+        passed_by: others that could not be used, and why.
+    """
+
+    path: str
+    manifest: Manifest
+    payload: dict[str, Any]
+    passed_by: list[str]
 
 
 def save(folder: Path, manifest: Manifest, payload: Mapping[str, Any]) -> Path:

@@ -58,6 +58,14 @@ class FolderLock:
         self._file.close()
 
 
+def same_folder(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one folder."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
 def _forked() -> None:
     for lock in list(_held):
         lock.close()  # without unlocking: that is the parent's

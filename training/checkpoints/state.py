@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from training.checkpoints.staging import finite
-from training.errors import CheckpointForeign
+from training.checkpoints.staging import Slot, finite
+from training.errors import CheckpointForeign, SaveFailed
 
 
 def not_finite(value: Any, place: str = "state") -> str | None:
@@ -28,6 +28,13 @@ def not_finite(value: Any, place: str = "state") -> str | None:
         if bad is not None:
             return bad
     return None
+
+
+def see_that_it_is_finite(slot: Slot) -> None:
+    """Raises SaveFailed, naming the place, if what is staged is not."""
+    if not slot.is_finite():
+        place = not_finite(slot.value())
+        raise SaveFailed(f"{place} is not finite; what is broken is not saved")
 
 
 def rng_state() -> dict[str, Any]:

@@ -8,14 +8,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gateway.primitives.rollback import Snapshot, Snapshots
 from training.checkpoints import files
 from training.checkpoints.costs import SaveCosts
-from training.checkpoints.folder import FolderLock
+from training.checkpoints.files import Loaded
+from training.checkpoints.folder import FolderLock, same_folder
 from training.checkpoints.manifest import (
     SCHEMA,
     Manifest,
@@ -27,7 +27,7 @@ from training.checkpoints.manifest import (
 )
 from training.checkpoints.process import WriterProcess
 from training.checkpoints.staging import Slot, Staging
-from training.checkpoints.state import not_finite
+from training.checkpoints.state import see_that_it_is_finite
 from training.checkpoints.writer import Writer
 from training.errors import (
     CheckpointCorrupt,
@@ -39,23 +39,6 @@ from training.errors import (
 # States up to this many bytes are looked through for NaN before `save` returns, which takes a
 # millisecond or two; bigger ones by the writer, before a byte is written.
 LOOKED_THROUGH_AT_ONCE = 16 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A checkpoint that was read back.
-
-    Attributes:
-        path: where it lies.
-        manifest: what is known of it.
-        payload: what it holds.
-        passed_by: others that could not be used, and why.
-    """
-
-    path: str
-    manifest: Manifest
-    payload: dict[str, Any]
-    passed_by: list[str]
 
 
 class CheckpointStore:
@@ -157,7 +140,7 @@ class CheckpointStore:
             slot.fill({**payload, "schema": SCHEMA, "step": int(step)})
             looked_through = slot.size <= LOOKED_THROUGH_AT_ONCE
             if looked_through:
-                _see_that_it_is_finite(slot)
+                see_that_it_is_finite(slot)
             manifest = self._new_manifest(int(step), metrics or {}, score, healthy=healthy)
         except BaseException:
             self._staging.give_back(slot)
@@ -167,7 +150,7 @@ class CheckpointStore:
             start = time.perf_counter()
             try:
                 if not looked_through:
-                    _see_that_it_is_finite(slot)
+                    see_that_it_is_finite(slot)
                 self._commit(manifest, slot)
             except BaseException:
                 with self._guard:
@@ -359,7 +342,7 @@ class CheckpointStore:
     def _of(self, path: str | os.PathLike[str]) -> Snapshot[Manifest]:
         found = Path(path)
         snapshot_id = self._names.get(found.name)
-        elsewhere = found.parent != Path() and not _same(found.parent, self.folder)
+        elsewhere = found.parent != Path() and not same_folder(found.parent, self.folder)
         if not snapshot_id or elsewhere:
             raise CheckpointError(f"no such checkpoint in {self.folder}", path=str(path))
         return self._snapshots[snapshot_id]
@@ -387,16 +370,3 @@ class CheckpointStore:
         failure = error if isinstance(error, SaveFailed) else SaveFailed(f"unexpected: {error!r}")
         with self._guard:
             self._failures.append(failure)
-
-
-def _see_that_it_is_finite(slot: Slot) -> None:
-    if not slot.is_finite():
-        place = not_finite(slot.value())
-        raise SaveFailed(f"{place} is not finite; what is broken is not saved")
-
-
-def _same(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:
-        return False
