@@ -26,7 +26,7 @@ Facts = dict[str, Any]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.is_relative_to(HERE):
+        if item.path.is_relative_to(HERE) and "play" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
 
 
