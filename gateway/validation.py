@@ -19,6 +19,7 @@ _OURS = {
     "messages": "give the messages as the first argument",
 }
 _POLICIES = ("error", "continue")
+_INSTEAD_OF_TEXT = ("tool_calls", "function_call", "refusal", "audio")
 _USUAL_KINDS = (bool, str, int, str, bool)
 _NOT_SAMPLING = frozenset(_OURS)
 _FOREVER_S = 1e9
@@ -142,7 +143,7 @@ def check_messages(prompt: str | Sequence[Message]) -> list[Message]:
     if isinstance(prompt, str):
         if not prompt or prompt.isspace():
             raise InvalidRequest("the prompt is empty; say what you want", param="prompt")
-        _check_length(len(prompt))
+        _check_length(len(prompt), "prompt")
         return [{"role": "user", "content": prompt}]
     if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
         raise InvalidRequest(
@@ -156,7 +157,7 @@ def check_messages(prompt: str | Sequence[Message]) -> list[Message]:
         length += _check_message(message, f"messages[{number}]")
     if not length:
         raise InvalidRequest("the messages are all empty; say what you want", param="messages")
-    _check_length(length)
+    _check_length(length, "messages")
     return [dict(message) for message in cast("Sequence[Message]", prompt)]
 
 
@@ -170,7 +171,8 @@ def _check_message(message: Any, place: str) -> int:
     if not isinstance(message.get("role"), str) or not message["role"]:
         raise InvalidRequest(f"{place} has no role, such as 'user'", param=f"{place}.role")
     content = message.get("content")
-    calls = 1 if message.get("tool_calls") or message.get("function_call") else 0
+    # What an assistant may have said instead of text; clients send it back as it came.
+    calls = 1 if any(message.get(said) for said in _INSTEAD_OF_TEXT) else 0
     if isinstance(content, str):
         return calls + (len(content) if content.strip() else 0)
     if content is None and calls:
@@ -189,11 +191,11 @@ def _part_length(part: Mapping[str, Any]) -> int:
     return len(text) if isinstance(text, str) else 1  # an image is no text, and not nothing either
 
 
-def _check_length(length: int) -> None:
+def _check_length(length: int, param: str) -> None:
     if length > MAX_PROMPT_CHARACTERS:
         raise InvalidRequest(
             f"the prompt has {length} characters; at most {MAX_PROMPT_CHARACTERS} are taken",
-            param="prompt",
+            param=param,
         )
 
 

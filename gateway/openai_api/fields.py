@@ -141,6 +141,7 @@ SAMPLING: Mapping[str, Rule] = {
     "user": _STRING,
     "metadata": _OBJECT,
     "service_tier": _STRING,
+    "max_completion_tokens": _TOKENS,
 }
 """Fields that chats and legacy completions share."""
 
@@ -148,7 +149,6 @@ CHAT: Mapping[str, Rule] = {
     **STREAM,
     **SAMPLING,
     "messages": _LIST,
-    "max_completion_tokens": _TOKENS,
     "logprobs": _BOOLEAN,
     "top_logprobs": _integer(0, 100),
     "tools": Rule(

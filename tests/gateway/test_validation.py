@@ -67,7 +67,7 @@ def test_messages_are_taken_whole_and_copied() -> None:
         ([{"role": "user", "content": ""}], "messages", "all empty"),
         ([{"role": "user", "content": "  "}, {"role": "user", "content": []}], "messages", "empty"),
         ("x" * (MAX_PROMPT_CHARACTERS + 1), "prompt", "at most"),
-        ([{"role": "user", "content": "x" * 6_000_000}] * 2, "prompt", "12000000 characters"),
+        ([{"role": "user", "content": "x" * 6_000_000}] * 2, "messages", "12000000 characters"),
     ],
     ids=lambda value: repr(value)[:40],
 )
@@ -237,3 +237,17 @@ def test_any_cache_control_is_taken_as_it_is(
     control = CacheControl(read=read, store=store, max_age_s=max_age_s, stale_if_error=stale)
     assert build(cache=control).cache == control
     assert msgspec.json.encode(control)
+
+
+@pytest.mark.parametrize("said", [{"refusal": "I will not"}, {"audio": {"id": "audio_1"}}])
+def test_what_an_assistant_said_instead_of_text_comes_back_as_it_was(said: dict[str, Any]) -> None:
+    history = [{"role": "assistant", "content": None, **said}, {"role": "user", "content": "Why?"}]
+    assert check_messages(history) == history
+
+
+def test_a_prompt_too_long_is_named_as_it_was_given() -> None:
+    long = "x" * (MAX_PROMPT_CHARACTERS + 1)
+    for prompt, param in ((long, "prompt"), ([{"role": "user", "content": long}], "messages")):
+        with pytest.raises(InvalidRequest) as caught:
+            check_messages(prompt)
+        assert caught.value.param == param
