@@ -33,6 +33,9 @@ _MEDIAN_OF, _SLOW = 5, 20
 # The standard deviation of a normal value by its mean distance from the median of the last five.
 _TO_SIGMA = 1.5
 _KL_FACTOR = 1.5
+# Two updates in a row that moved the policy this far, and this many times further than any lately,
+# did not learn: a learning rate out of hand shows here long before rewards tell.
+_KL_LEAST, _KL_TIMES, _KL_PATIENCE = 0.05, 10.0, 2
 _EV_FLOOR, _EV_PATIENCE = -1.0, 10
 _ENTROPY_SHARE, _ENTROPY_PATIENCE = 0.1, 20
 _GRAD_DEVIATIONS = 6.0
@@ -232,7 +235,7 @@ class AnomalyDetector:
         step: int,
         numbers: Mapping[str, float],
     ) -> None:
-        """What deserves a look, and no rollback."""
+        """What deserves a look; of these only a policy thrown far off is worth a rollback."""
 
         def warn(kind: str, metric: str, reference: float) -> None:
             found.append(Anomaly(kind, metric, step, numbers[metric], reference, acts=False))
@@ -242,6 +245,7 @@ class AnomalyDetector:
             most = _KL_FACTOR * numbers.get("target_kl", math.inf)
             if self._patience("kl", holds=kl > most, patience=options.patience):
                 warn("kl", "approx_kl", most)
+            self._thrown_off(found, options, step, kl)
         entropy = numbers.get("entropy")
         if entropy is not None:
             first = self._first_entropy
@@ -264,6 +268,19 @@ class AnomalyDetector:
             low = variance < _EV_FLOOR
             if self._patience("explained_variance", holds=low, patience=_EV_PATIENCE):
                 warn("explained_variance", "explained_variance", _EV_FLOOR)
+
+    def _thrown_off(
+        self, found: list[Anomaly], options: AnomalyConfig, step: int, kl: float
+    ) -> None:
+        track = self._track("approx_kl", options)
+        known = track.seen >= options.guard_after and options.profile != "spec"
+        far = known and kl > max(_KL_LEAST, _KL_TIMES * track.high)
+        if far:
+            track.refuse(kl, 0.0)
+        else:
+            track.admit(kl)
+        if self._patience("thrown_off", holds=far, patience=_KL_PATIENCE):
+            found.append(Anomaly("kl", "approx_kl", step, kl, _KL_TIMES * track.high, acts=True))
 
     def _patience(self, name: str, *, holds: bool, patience: int) -> bool:
         if not holds:

@@ -57,6 +57,11 @@ class Track:
         self._refused: list[float] = []
         self._passed: deque[float] = deque(maxlen=8)
 
+    @property
+    def high(self) -> float:
+        """The largest value of the window; up to ten values old."""
+        return self._high
+
     def admit(self, value: float) -> None:
         """Take in a value that is not flagged."""
         self.previous = value

@@ -223,6 +223,31 @@ def test_warnings_never_act() -> None:
     assert kinds == {"grad_norm": 0, "kl": 2, "explained_variance": 9, "entropy": 19}
 
 
+def kl(value: float) -> dict[str, float]:
+    return {"loss": 1.0, "reward": 1.0, "approx_kl": value}
+
+
+def test_two_updates_that_throw_the_policy_far_off_act() -> None:
+    rng = random.Random(6)
+    found = detector()
+    for step in range(80):
+        assert found.observe(step, kl(rng.uniform(0.0003, 0.008))) == []
+    one, two = found.observe(80, kl(0.15)), found.observe(81, kl(0.12))
+    assert one == []  # one alone may pass
+    assert [(anomaly.kind, anomaly.acts) for anomaly in two] == [("kl", True)]
+    found.forget()
+    assert found.observe(82, kl(0.9)) == []
+
+
+@pytest.mark.parametrize("far", [0.04, 0.0799])
+def test_a_policy_that_moves_as_far_as_it_may_is_let_be(far: float) -> None:
+    found = detector()
+    for step in range(100):
+        assert found.observe(step, kl(0.008)) == []
+    for step in range(100, 200):
+        assert found.observe(step, kl(far)) == []
+
+
 # -- T4: false alarms -----------------------------------------------------------------------------
 
 
