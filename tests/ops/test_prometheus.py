@@ -144,6 +144,19 @@ def prometheus(page: Page, tmp_path: Path) -> Iterator[Prometheus]:
         prometheus.close()
 
 
+def training_went_wrong(training: OperationsMetricsCollector) -> None:
+    """Everything a training run may report, once."""
+    training.record_anomaly("loss_spike", acts=True)
+    training.record_rollback("loss_spike")
+    training.record_halt()
+    training.record_dropped_updates(1)
+    training.record_retune("applied")
+    training.record_checkpoint_failure()
+    training.observe_checkpoint_blocking(0.001)
+    training.observe_checkpoint_persist(0.02)
+    training.set_training_state(entropy_coef=0.01, lr_scale=0.5)
+
+
 def through_an_outage(page: Page, prometheus: Prometheus) -> None:
     """A gateway on virtual time; each step of it is shown until it has been scraped."""
 
@@ -185,6 +198,7 @@ def through_an_outage(page: Page, prometheus: Prometheus) -> None:
                 )
                 training.record_circuit_breaker_downgrade("llm", "creative", "balanced")
                 training.set_cache_size("llm", asked)
+                training_went_wrong(training)
 
             def show() -> None:
                 metrics.refresh()
