@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import socket
@@ -193,6 +194,9 @@ SUBJECTS: dict[str, Start] = {
 }
 
 
+_RUNS = itertools.count()
+
+
 def lua(server: Server, *, stream: bool) -> str:
     """A script for wrk: every question is new, so that nobody answers from a cache."""
     body = json.dumps({"model": server.model, "stream": stream, "temperature": 0.2})[:-1]
@@ -200,12 +204,11 @@ def lua(server: Server, *, stream: bool) -> str:
     return f"""
 wrk.method = "POST"
 {headers}
-local seed, count = 0, 0
-function setup(thread) seed = os.time() end
+local count = 0
 function request()
   count = count + 1
   local body = '{body}, "messages": [{{"role": "user", "content": "What is the capital of '
-    .. 'country ' .. seed .. '-' .. count .. '?"}}]}}'
+    .. 'country {next(_RUNS)}-' .. count .. '?"}}]}}'
   return wrk.format(nil, nil, nil, body)
 end
 function done(s, l, r)
