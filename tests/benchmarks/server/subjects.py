@@ -89,7 +89,7 @@ def bare(stub: int, core: int, folder: Path) -> Server | None:
 
 
 def ours(*, streamed: bool = False, runner: str = "uvicorn") -> Start:
-    """The gateway, everything on; `streamed` asks upstream for streams always, as by default."""
+    """The gateway, everything on; `streamed` asks upstream for streams always, as it is shipped."""
 
     def start(stub: int, core: int, folder: Path) -> Server | None:
         port = _port()
@@ -182,12 +182,14 @@ def litellm(stub: int, core: int, folder: Path) -> Server | None:
     )
 
 
+OURS = "gateway"
+WHOLE = "gateway, upstream not streamed"
 SUBJECTS: dict[str, Start] = {
     "nginx (the limit)": nginx,
     "uvicorn, bare client": bare,
-    "gateway": ours(),
-    "gateway, streamed upstream": ours(streamed=True),
-    "gateway on granian": ours(runner="granian"),
+    OURS: ours(streamed=True),
+    WHOLE: ours(),
+    "gateway on granian": ours(streamed=True, runner="granian"),
     "ferrogw": ferrogw,
     "portkey": portkey,
     "litellm proxy": litellm,
