@@ -13,13 +13,11 @@ run: $(VENV)/run.stamp  ## serve OpenAI's API and the dashboard, on the embedded
 demo: $(VENV)/run.stamp  ## the embedded model answers, one mode is cut off, and heals
 	$(BIN)/gateway demo
 
-# Real processes on a shared machine may be starved: what fails is run once more, and must pass alone.
 test: lint test-fast  ## everything: lint, types, fast lane, slow lane
-	$(BIN)/python -m pytest -m "slow or model" || $(BIN)/python -m pytest -m "slow or model" --last-failed
+	$(BIN)/python -m pytest -m "slow or model"
 
 test-fast: $(VENV)/test.stamp  ## the fast lane
-	$(BIN)/python -m pytest -m "not slow and not model" \
-		|| $(BIN)/python -m pytest -m "not slow and not model" --last-failed
+	$(BIN)/python -m pytest -m "not slow and not model"
 
 lint: $(VENV)/test.stamp  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from gateway.pipeline import Pipeline
 
 _BEFORE_S = 120.0
+# Why a lower mode answered, where no configuration is to blame.
+_NOT_ITS_DOING = frozenset({"recovering", "forced"})
 
 
 class InForce:
@@ -77,11 +79,14 @@ class InForce:
     ) -> None:
         """Count one request: an answer from a lower mode is worse than one as asked.
 
-        Requests that began with an earlier configuration say nothing about this one.
+        Requests that began with an earlier configuration say nothing about this one, nor do those
+        that a lower mode answered because a mode ramps up or an operator holds it open.
         """
         if by is not self.pipeline:
             return
         if generation is not None:
+            if generation.reason in _NOT_ITS_DOING:
+                return
             ok = not generation.degraded
         elif isinstance(error, GatewayError) and not _callers_fault(error):
             ok = False

@@ -80,12 +80,13 @@ class Reloading:
             self.in_force.hear(by or self.pipeline, generation, error)
 
 
-def answer(*, degraded: bool = False) -> Generation:
-    served = Served(requested_mode="a", mode="b" if degraded else "a", degraded=degraded)
+def answer(reason: str | None = None) -> Generation:
+    mode, degraded = "b" if reason else "a", reason is not None
+    served = Served(requested_mode="a", mode=mode, degraded=degraded, reason=reason)
     return Generation(id="gen-1", choices=[], served=served)
 
 
-WELL, WORSE = answer(), answer(degraded=True)
+WELL, WORSE = answer(), answer("failed")
 
 
 async def test_a_worse_one_is_taken_back_and_never_returned_to() -> None:
@@ -138,6 +139,10 @@ async def test_one_replaced_before_its_verdict_is_not_returned_to() -> None:
     ("end", "counts"),
     [
         (WORSE, True),
+        (answer("circuit_open"), True),
+        (answer("saturated"), True),
+        (answer("recovering"), False),
+        (answer("forced"), False),
         (GatewayError("x"), True),
         (AllModesFailed("x", {"a": GatewayError("y")}), True),
         (CircuitOpen("x", mode="a"), True),

@@ -51,11 +51,9 @@ async def test_what_an_operator_does_on_one_holds_for_all(
         assert len(workers(live)) == 3
         await live.post("/admin/force", {"mode": "creative", "how": "open"})
         seen: set[str] = set()
-        asked = 0
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(20):
             while len(seen) < 3:  # the kernel picks who accepts
                 answers = await ask_all(live, 40)
-                asked += 40
                 assert {answer.headers["x-gateway-mode"] for answer in answers} == {"fast"}
                 seen |= who(answers)
         assert upstream.stats("creative-model").requests == 0
@@ -64,22 +62,23 @@ async def test_what_an_operator_does_on_one_holds_for_all(
         live.file.write_text(text.replace("creative-model", "better-model"), encoding="utf-8")
         answer = await live.post("/admin/reload", {})
         assert answer.status == 200, answer.body
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(10):
             while sum('"applied"' in line for line in live.log) < 3:
                 await asyncio.sleep(0.02)
-        # Given back to its circuit, creative ramps up: one at a time meets room for one.
+        # All of them have the new configuration, and keep it although creative still ramps up.
         models: set[str] = set()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(10):
             while models != {"better-model"}:
-                answers = [(await ask_all(live, 1))[0] for _ in range(9)]
+                answers = await ask_all(live, 40)
                 models = {json.loads(answer.body)["model"] for answer in answers}
+        assert not any('"rolled_back"' in line for line in live.log)
         metrics = (await live.get("/metrics")).body.decode()
         counted = sum(
             float(line.rpartition(" ")[2])
             for line in metrics.splitlines()
             if line.startswith("gateway_http_requests_total") and "chat" in line
         )
-        assert counted >= asked  # of all of them
+        assert counted >= 100  # of all of them
         live.send_signal(signal.SIGTERM)
         assert await live.ended() == 0
         assert "Traceback" not in "".join(live.log)
