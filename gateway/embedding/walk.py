@@ -21,15 +21,9 @@ from gateway.errors import (
 )
 from gateway.events import AttemptFinished, EventBus, TargetResting
 from gateway.policies.phases import Permit
+from gateway.policies.second_attempts import DOUBT_S, QUICK_S, SAME_PLACE_ABOVE, worth_waiting
 from gateway.providers.embeddings import Vectors
 
-# As for generations (`gateway.middleware.walk`): what is quick enough to try the same target once
-# more, how full the purse must be for that, and which Retry-After is waited for (B7, B8).
-_QUICK_S = 1.0
-_SAME_TARGET_ABOVE = 0.75
-_SHORT_WAIT_S = 2.0
-_SHORT_WAIT_SHARE = 0.1
-_DOUBT_S = 10.0
 # Who said nothing for this long has failed, however much of a hurry the caller was in.
 _PATIENT_S = 10.0
 
@@ -165,7 +159,7 @@ class Walk:
         place.circuit.settle(permit, outcome, cause)
         if outcome is Outcome.FAILURE:
             place.budget.failed()
-            place.doubted_until = now + _DOUBT_S
+            place.doubted_until = now + DOUBT_S
         elif outcome is Outcome.SUCCESS:
             place.budget.succeeded()
             place.doubted_until = 0.0
@@ -190,7 +184,7 @@ class Walk:
             raise error  # another target of the same model would say the same
         if judgement.cool_s > 0:
             self._rest(place, error, judgement.cool_s, alarm=judgement.out)
-        quick = took <= _QUICK_S and place.budget.allows_retry(_SAME_TARGET_ABOVE)
+        quick = took <= QUICK_S and place.budget.allows_retry(SAME_PLACE_ABOVE)
         if judgement.then is Then.RETRY and self._may_retry and quick:
             self._may_retry = False
             self._left[place] += 1
@@ -217,8 +211,7 @@ class Walk:
 
     def _short(self, error: UpstreamError) -> bool:
         """Whether the Retry-After is short enough to wait for (B7)."""
-        wait, left = error.retry_after, self._deadline - self._clock()
-        return wait is not None and 0 <= wait <= min(_SHORT_WAIT_S, _SHORT_WAIT_SHARE * left)
+        return worth_waiting(error.retry_after, self._deadline - self._clock())
 
     def _error(self) -> GatewayError:
         """What the caller hears when no target answered."""

@@ -15,18 +15,11 @@ from gateway.middleware.causes import Causes
 from gateway.middleware.verdict import LAST_DIGIT_S, prove, too_slow, verdict
 from gateway.middleware.watch import OverdueWatch
 from gateway.policies.downshift import Ladder, Refusal, Rung, Target, Visit
+from gateway.policies.second_attempts import DOUBT_S, QUICK_S, SAME_PLACE_ABOVE, worth_waiting
 from gateway.providers.base import Call
 
-# A target that failed comes last among its mode's for this long, seconds.
-_DOUBT_S = 10.0
-# A failure within this many seconds is quick enough to try the same mode once more (B7).
-_QUICK_S = 1.0
-# How full the purse of a failure domain must be for a second attempt into it (B8).
+# How full the purse of a failure domain must be to walk down into it once more (B8).
 _WALK_ABOVE = 0.5
-_SAME_MODE_ABOVE = 0.75
-# A Retry-After is waited for once if it is this short, and takes this share of what time is left.
-_SHORT_WAIT_S = 2.0
-_SHORT_WAIT_SHARE = 0.1
 _NONE: frozenset[Target] = frozenset()
 
 
@@ -162,7 +155,7 @@ class Walk:
                     self._learn(rung, target, error, judgement)
                     if judgement.then is Then.RAISE:
                         raise
-                    quick = self.clock() - began <= _QUICK_S
+                    quick = self.clock() - began <= QUICK_S
                     if judgement.then is Then.RETRY and may_retry and quick:
                         may_retry = False
                     elif judgement.then is Then.WAIT and may_wait and self._short(error):
@@ -189,7 +182,7 @@ class Walk:
         # Trying the same mode again leaves enough in the purse to walk down, which may help more.
         domain = target.provider.domain
         if domain in self._domains:
-            above = _SAME_MODE_ABOVE if tried else _WALK_ABOVE
+            above = SAME_PLACE_ABOVE if tried else _WALK_ABOVE
             if not target.budget.allows_retry(above):
                 self._causes.refused(rung.name, Refusal("budget", 1.0))
                 return None
@@ -278,7 +271,7 @@ class Walk:
         target.in_flight -= 1
         if visit.outcome is Outcome.FAILURE:
             target.budget.failed(late=attempt.late)
-            target.doubted_until = now + _DOUBT_S
+            target.doubted_until = now + DOUBT_S
         elif visit.outcome is Outcome.SUCCESS:
             target.budget.succeeded()
             target.doubted_until = 0.0
@@ -365,9 +358,7 @@ class Walk:
 
     def _short(self, error: UpstreamError) -> bool:
         """Whether the Retry-After is short enough to wait for (B7)."""
-        left = self.request.deadline - self.clock()
-        wait = error.retry_after
-        return wait is not None and 0 <= wait <= min(_SHORT_WAIT_S, _SHORT_WAIT_SHARE * left)
+        return worth_waiting(error.retry_after, self.request.deadline - self.clock())
 
     def _error(self) -> GatewayError:
         """What the caller hears when no mode answered."""

@@ -11,14 +11,13 @@ from typing import Any
 import msgspec
 
 from gateway.assembly import TextChunk
-from gateway.generation import Choice, Chunk, Delta, Generation, Served, Usage
+from gateway.generation import Choice, Chunk, Delta, Generation, Served
 from gateway.openai_api.answers import FINISHED, created, facts, finish_reason, usage_of
-from gateway.openai_api.errors import envelope
+from gateway.openai_api.events import EventWriter
+from gateway.openai_api.events import encode as _encode
 from gateway.openai_api.serving import Opened
 from gateway.openai_api.tool_deltas import ToolDeltas
-from gateway.sse import DONE
 
-_encode = msgspec.json.Encoder().encode
 _NOTHING = Delta()
 
 
@@ -49,7 +48,7 @@ def _whole(choice: dict[str, Any]) -> dict[str, Any]:
     return {**choice, "message": message, "finish_reason": reason}
 
 
-class ChatWriter:
+class ChatWriter(EventWriter):
     """A streamed answer as server-sent events, one `bytes` for each batch of chunks.
 
     For each choice: a role chunk, what comes, a chunk that only finishes it. Then the usage if it
@@ -62,14 +61,9 @@ class ChatWriter:
     object = "chat.completion.chunk"
 
     def __init__(self, *, include_usage: bool) -> None:
-        self._include_usage = include_usage
-        self._tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
-        self._usage: dict[str, Any] | None = None
-        self._extra: dict[str, Any] = {}
+        super().__init__(include_usage=include_usage)
         self._tools: dict[int, ToolDeltas] = {}
         self._open: dict[int, bool] = {}  # choices that have begun; False once they finished
-        self._told = False
-        self._created = created()
 
     def begin(self, answer: Opened) -> bytes:
         """The answer is there. Nothing is said before its first chunk."""
@@ -101,13 +95,7 @@ class ChatWriter:
         for index, unfinished in list(self._open.items()):
             if unfinished:
                 self._finish(index, None, None, events)
-        if self._include_usage:
-            events.append(self._telling([], usage=usage_of(Usage.of(self._usage))))
-        return b"".join((*events, DONE))
-
-    def fail(self, error: BaseException) -> bytes:
-        """The event that ends a broken answer; no `[DONE]` follows."""
-        return b"data: " + envelope(error) + b"\n\n"
+        return self._done(events)
 
     # -- the careful way ------------------------------------------------------------------------
 
@@ -165,27 +153,6 @@ class ChatWriter:
     # -- events ---------------------------------------------------------------------------------
 
     def _serve(self, served: Served) -> None:
-        self._served = served
-        self._stamp = {
-            "id": self._answer.id,
-            "object": self.object,
-            "created": self._created,
-            "model": served.model,
-        }
-        # All that is the same on every event, encoded once.
-        self._head = b"data: " + _encode(self._stamp)[:-1] + b',"choices":'
+        super()._serve(served)
         self._before_text = self._head + b'[{"index":0,"delta":{"content":'
         self._after_text = b'},"logprobs":null,"finish_reason":null}]' + self._tail
-
-    def _plain(self, choices: list[Choice]) -> bytes:
-        return b"".join((self._head, _encode(choices), self._tail))
-
-    def _telling(self, choices: list[Choice], **more: Any) -> bytes:
-        """An event that also says who answers, and what else the upstream said."""
-        self._told = True
-        if self._include_usage:
-            more.setdefault("usage", None)
-        gateway, extra = facts(self._answer.served), self._extra
-        self._extra = {}
-        event = {**extra, **self._stamp, "choices": choices, **more, "gateway": gateway}
-        return b"data: " + _encode(event) + b"\n\n"

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from gateway.assembly import TextChunk
 from gateway.generation import Chunk, Generation, Served, Usage
 from gateway.openai_api.answers import created, facts, finish_reason, usage_of
-from gateway.openai_api.errors import envelope
+from gateway.openai_api.events import EventWriter
+from gateway.openai_api.events import encode as _encode
 from gateway.openai_api.serving import Opened
-from gateway.sse import DONE
-
-_encode = msgspec.json.Encoder().encode
 
 
 def text_completion(answers: Sequence[Generation]) -> bytes:
@@ -58,25 +54,22 @@ def _sum(answers: Sequence[Generation]) -> Usage:
     )
 
 
-class CompletionWriter:
+class CompletionWriter(EventWriter):
     """A streamed legacy completion; as `ChatWriter`, but a choice adds text and has no role.
 
     Args:
         include_usage: whether to end with a usage event; all others then have `usage: null`.
     """
 
+    object = "text_completion"
+
     def __init__(self, *, include_usage: bool) -> None:
-        self._include_usage = include_usage
-        self._usage: dict[str, Any] | None = None
-        self._extra: dict[str, Any] = {}
+        super().__init__(include_usage=include_usage)
         self._open: dict[int, bool] = {0: True}  # False once it finished
-        self._told = False
-        self._created = created()
 
     def begin(self, answer: Opened) -> bytes:
         """The answer is there. Nothing is said before its first chunk."""
         self._answer = answer
-        self._served: Served | None = None
         return b""
 
     def write(self, chunks: list[Chunk]) -> bytes:
@@ -109,19 +102,13 @@ class CompletionWriter:
             self._serve(self._answer.served)
         unfinished = [index for index, still_open in self._open.items() if still_open]
         events = [self._finish(index, None) for index in unfinished]
-        if self._include_usage:
-            events.append(self._telling([], usage=usage_of(Usage.of(self._usage))))
-        return b"".join((*events, DONE))
-
-    def fail(self, error: BaseException) -> bytes:
-        """The event that ends a broken answer; no `[DONE]` follows."""
-        return b"data: " + envelope(error) + b"\n\n"
+        return self._done(events)
 
     def _event(self, index: int, text: str, logprobs: dict[str, Any] | None) -> bytes:
         choice = {"text": text, "index": index, "logprobs": logprobs, "finish_reason": None}
         if not self._told:
             return self._telling([choice])
-        return b"".join((self._head, _encode([choice]), self._tail))
+        return self._plain([choice])
 
     def _finish(self, index: int, reason: str | None) -> bytes:
         said = finish_reason(reason)
@@ -130,23 +117,6 @@ class CompletionWriter:
         )
 
     def _serve(self, served: Served) -> None:
-        self._served = served
-        self._stamp = {
-            "id": self._answer.id,
-            "object": "text_completion",
-            "created": self._created,
-            "model": served.model,
-        }
-        self._head = b"data: " + _encode(self._stamp)[:-1] + b',"choices":'
-        self._tail = b',"usage":null}\n\n' if self._include_usage else b"}\n\n"
+        super()._serve(served)
         self._before_text = self._head + b'[{"text":'
         self._after_text = b',"index":0,"logprobs":null,"finish_reason":null}]' + self._tail
-
-    def _telling(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
-        self._told = True
-        if self._include_usage:
-            more.setdefault("usage", None)
-        gateway, extra = facts(self._answer.served), self._extra
-        self._extra = {}
-        event = {**extra, **self._stamp, "choices": choices, **more, "gateway": gateway}
-        return b"data: " + _encode(event) + b"\n\n"

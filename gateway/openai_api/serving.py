@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from typing import Any, Protocol, Self
 
 from gateway.errors import GatewayError
 from gateway.generation import Chunk, Generation, Message, Served
@@ -153,7 +153,7 @@ class Serving:
         return options
 
 
-class _Body(AsyncIterator[bytes]):
+class _Body:
     """A streamed body. Whoever holds it must `aclose` it, read or not: a generator alone that was
     never begun would close without a word, and what it was to free would never be freed.
     """
@@ -162,6 +162,9 @@ class _Body(AsyncIterator[bytes]):
         self._stream = stream
         self._opening = opening
         self._events = _events(stream, opening, writer)
+
+    def __aiter__(self) -> Self:
+        return self
 
     def __anext__(self) -> Coroutine[Any, Any, bytes]:
         return self._events.__anext__()

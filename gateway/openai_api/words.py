@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from gateway.validation import new_id
 
-Reply = tuple[int, list[tuple[str, str]], bytes | AsyncIterator[bytes]]
+
+class Body(Protocol):
+    """A body as it comes. Whoever holds one closes it, read to its end or never begun."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """The body itself."""
+        ...
+
+    def __anext__(self) -> Awaitable[bytes]:
+        """What comes next."""
+        ...
+
+    def aclose(self) -> Awaitable[Any]:
+        """Let go of what it comes from. Idempotent."""
+        ...
+
+
+Reply = tuple[int, list[tuple[str, str]], bytes | Body]
 """Status, headers, and the body: whole, or as it comes."""
 
 

@@ -13,16 +13,16 @@ import re
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import msgspec
 
 from gateway.errors import ConfigError, ErrorKind, UpstreamError, UpstreamUnavailable
 from gateway.generation import Usage
 from gateway.modes import TargetOptions
+from gateway.providers.address import address
 from gateway.providers.capabilities import capabilities
 from gateway.providers.dialects import parse_error, parse_event_error
-from gateway.transport.base import Client, Origin, Response, request_head
+from gateway.transport.base import Client, Response
 
 _encode = msgspec.json.Encoder().encode
 _raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -116,7 +116,13 @@ class HTTPEmbedder:
         self._kind = options.kind
         self._client = client
         self._secret = api_key
-        self._origin, self._head = _address(options.base_url or row.base_url, options, api_key)
+        self._origin, self._head = address(
+            options.base_url or row.base_url,
+            "embeddings",
+            options,
+            api_key,
+            accept="application/json",
+        )
         digest = hashlib.sha256((api_key or "").encode()).hexdigest()[:8]
         self.domain = f"{self._origin}#{digest}"
 
@@ -201,22 +207,3 @@ def _in_base64(data: bytes) -> bytes:
     except (TypeError, KeyError, struct.error, OverflowError) as error:
         raise ValueError(str(error)) from None
     return _encode(entries)
-
-
-def _address(base_url: str, options: TargetOptions, api_key: str | None) -> tuple[Origin, bytes]:
-    """Where requests go, and everything of a request that never changes."""
-    parts = urlsplit(base_url)
-    headers = {
-        "accept": "application/json",
-        "content-type": "application/json",
-        "user-agent": "downshift-gateway",
-    }
-    if api_key:
-        headers["authorization"] = f"Bearer {api_key}"
-    headers.update((name.lower(), value) for name, value in options.headers.items())
-    path = f"{parts.path.rstrip('/')}/embeddings" + (f"?{parts.query}" if parts.query else "")
-    try:
-        origin = Origin.from_url(base_url)
-        return origin, request_head("POST", path, origin, headers.items())
-    except ValueError as error:
-        raise ConfigError(str(error), key="base_url") from None

@@ -22,6 +22,7 @@ from gateway.errors import (
 )
 from gateway.modes import TargetOptions
 from gateway.providers import qwen
+from gateway.providers.address import address
 from gateway.providers.base import Call, Reply
 from gateway.providers.capabilities import Continuation, capabilities
 from gateway.providers.decoding import CarefulDecoder
@@ -29,12 +30,13 @@ from gateway.providers.dialects import parse_error
 from gateway.providers.repairs import Lessons
 from gateway.providers.replies import StreamReply, WholeReply
 from gateway.providers.request_body import Accent, Speaker
-from gateway.transport.base import Client, Origin, Response, header_line, request_head
+from gateway.transport.base import Client, Response
 
 _T = TypeVar("_T")
 
 _encode = msgspec.json.Encoder().encode
 
+_ACCEPT = "text/event-stream, application/json"
 _MAX_ERROR_BYTES = 64 * 1024
 _NO_ROUTE = (404, 405, 501)
 _ERROR_BODY_S = 1.0
@@ -79,8 +81,10 @@ class OpenAICompatible:
         self._headers_s = options.headers_s
         self._client = client
         self._decoder = CarefulDecoder(options.kind, self.name, api_key)
-        self._origin, self._head = _address(base_url, "chat/completions", options, api_key)
-        _, self._raw_head = _address(base_url, "completions", options, api_key)
+        self._origin, self._head = address(
+            base_url, "chat/completions", options, api_key, accept=_ACCEPT
+        )
+        _, self._raw_head = address(base_url, "completions", options, api_key, accept=_ACCEPT)
         digest = hashlib.sha256((api_key or "").encode()).hexdigest()[:8]
         self.domain = f"{self._origin}#{digest}"
         # Without the query: some put their key there.
@@ -206,29 +210,3 @@ class OpenAICompatible:
             raise
         finally:
             timer.cancel()
-
-
-def _address(
-    base_url: str, route: str, options: TargetOptions, api_key: str | None
-) -> tuple[Origin, bytes]:
-    """Where requests for one route go, and everything of a request that never changes."""
-    try:
-        origin = Origin.from_url(base_url)
-    except ValueError as error:
-        raise ConfigError(str(error), key="base_url") from None
-    parts = urlsplit(base_url)
-    path = f"{parts.path.rstrip('/')}/{route}" + (f"?{parts.query}" if parts.query else "")
-    headers = {
-        "accept": "text/event-stream, application/json",
-        "content-type": "application/json",
-        "user-agent": "downshift-gateway",
-    }
-    if api_key:
-        headers["authorization"] = f"Bearer {api_key}"
-    headers.update((name.lower(), value) for name, value in options.headers.items())
-    try:
-        for name, value in headers.items():
-            header_line(name, value)
-        return origin, request_head("POST", path, origin, headers.items())
-    except ValueError as error:
-        raise ConfigError(str(error), key="headers") from None

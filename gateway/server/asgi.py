@@ -6,15 +6,16 @@ How long a client may take is not watched here but where its connection is: see 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from gateway.openai_api.errors import BodyTooLarge, envelope
-from gateway.openai_api.words import Call, Reply
+from gateway.openai_api.words import Body, Call, Reply
 from gateway.server.options import ServerOptions
 from gateway.server.pings import Pings
 from gateway.server.refusals import ShuttingDown
 from gateway.server.service import Service
+from gateway.server.watch import Watch
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -25,8 +26,6 @@ Respond = Callable[[int, list[tuple[str, str]], bytes], bool]
 RESPOND: Final = "gateway.respond"
 """Where a scope may hold a way to send a whole answer at once; see `Connection`."""
 
-# Most answers are there sooner; for them nobody need watch whether the client is still there.
-WATCH_AFTER_S: Final = 0.2
 # A body that is refused is still taken in for a while: a client that is busy sending would never
 # read why, and a connection closed with bytes unread is reset, answer and all (RFC 9112, 9.6).
 _LINGER_BYTES: Final = 64 * 1024 * 1024
@@ -64,10 +63,9 @@ class ASGI:
         except BodyTooLarge as error:
             await _send(self._service.error(call, error), send, receive)
             return
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        task = asyncio.current_task()
         assert task is not None
-        watch = _Watch(receive, task)
-        timer = loop.call_later(WATCH_AFTER_S, watch.start)
+        watch = Watch(lambda: _left(receive), task)
         try:
             reply = await self._service.handle(call)
             body = reply[2]
@@ -85,19 +83,16 @@ class ASGI:
                 raise
             await _send(self._service.refusal(call, ShuttingDown("the service stops")), send)
         finally:
-            timer.cancel()
             watch.stop()
 
-    async def _stream(
-        self, reply: Reply, body: AsyncIterator[bytes], call: Call, send: Send, watch: _Watch
-    ) -> None:
+    async def _stream(self, reply: Reply, body: Body, call: Call, send: Send, watch: Watch) -> None:
         try:
             await send(_head(reply))
-            if call.method == "HEAD":
-                await discard(body)
         except BaseException:
-            await discard(body)
+            await body.aclose()
             raise
+        if call.method == "HEAD":
+            await body.aclose()
         pings = Pings(lambda ping: send(_piece(ping)), self._options.ping_s)
         try:
             async for piece in body:
@@ -112,7 +107,7 @@ class ASGI:
                 await send(_piece(b"data: " + error + b"\n\n"))  # and no [DONE]
         finally:
             pings.stop()
-            await body.aclose()  # type: ignore[attr-defined]
+            await body.aclose()
         await send({"type": "http.response.body", "body": b""})
 
     async def _read(self, call: Call, receive: Receive) -> bytes:
@@ -146,29 +141,10 @@ class _GoneError(Exception):
     """The client left before its request was whole."""
 
 
-class _Watch:
-    """Cancels a task when its client goes away."""
-
-    def __init__(self, receive: Receive, task: asyncio.Task[Any]) -> None:
-        self.gone = False
-        self._receive = receive
-        self._task = task
-        self._watching: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin to watch."""
-        self._watching = asyncio.get_running_loop().create_task(self._wait())
-
-    def stop(self) -> None:
-        """Stop watching."""
-        if self._watching is not None:
-            self._watching.cancel()
-
-    async def _wait(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.gone = True
-        self._task.cancel()
+async def _left(receive: Receive) -> None:
+    """Return once the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _call(scope: Scope) -> Call:
@@ -222,17 +198,3 @@ async def _send(reply: Reply, send: Send, receive: Receive | None = None) -> Non
         if not message.get("more_body"):
             break
     await send({"type": "http.response.body", "body": b""})
-
-
-async def discard(body: AsyncIterator[bytes]) -> None:
-    """Close a stream that was never begun.
-
-    A generator runs its `finally` only once it has been entered, so it is entered and left.
-    """
-    begun = asyncio.ensure_future(anext(body))
-    await asyncio.sleep(0)
-    begun.cancel()
-    await asyncio.wait({begun})
-    if not begun.cancelled():
-        begun.exception()
-    await body.aclose()  # type: ignore[attr-defined]

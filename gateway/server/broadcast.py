@@ -7,7 +7,7 @@ waits for anybody.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import Final
 
@@ -48,7 +48,7 @@ class Broadcast:
         """Whether no more viewers are taken."""
         return self._closed or len(self._viewers) >= self._most
 
-    async def frames(self) -> AsyncIterator[bytes]:
+    async def frames(self) -> AsyncGenerator[bytes, None]:
         """What one viewer sees, until it leaves, falls behind or the service stops."""
         if self.full:
             return

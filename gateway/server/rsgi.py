@@ -6,19 +6,19 @@ https://github.com/emmett-framework/granian/blob/master/docs/spec/RSGI.md
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]
 
 from gateway.errors import GatewayError
 from gateway.openai_api.errors import BodyTooLarge, RequestTimedOut, envelope
-from gateway.openai_api.words import Call, Reply
-from gateway.server.asgi import WATCH_AFTER_S, discard, plain_path
+from gateway.openai_api.words import Body, Call, Reply
+from gateway.server.asgi import plain_path
 from gateway.server.options import ServerOptions
 from gateway.server.pings import Pings
 from gateway.server.refusals import ShuttingDown
 from gateway.server.service import Service
+from gateway.server.watch import Watch
 
 
 class RSGI:
@@ -56,8 +56,7 @@ class RSGI:
         except GatewayError as error:
             _send(self._service.error(call, error), protocol)
             return
-        watch = _Watch(protocol, task)
-        timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, watch.start)
+        watch = Watch(protocol.client_disconnect, task)
         try:
             reply = await self._service.handle(call)
             if isinstance(reply[2], bytes):
@@ -73,14 +72,13 @@ class RSGI:
                 raise
             _send(self._service.refusal(call, ShuttingDown("the service stops")), protocol)
         finally:
-            timer.cancel()
             watch.stop()
 
     async def _stream(
-        self, reply: Reply, body: AsyncIterator[bytes], call: Call, protocol: Any, watch: _Watch
+        self, reply: Reply, body: Body, call: Call, protocol: Any, watch: Watch
     ) -> None:
         if call.method == "HEAD":
-            await discard(body)
+            await body.aclose()
             protocol.response_empty(reply[0], reply[1])
             return
         stream = protocol.response_stream(reply[0], reply[1])
@@ -98,7 +96,7 @@ class RSGI:
                 await stream.send_bytes(b"data: " + error + b"\n\n")  # and no [DONE]
         finally:
             pings.stop()
-            await body.aclose()  # type: ignore[attr-defined]
+            await body.aclose()
 
     async def _read(self, call: Call, protocol: Any) -> bytes:
         """The whole body.
@@ -126,30 +124,6 @@ class RSGI:
             wait_s = self._options.body_s
             raise RequestTimedOut(f"the body was not there after {wait_s:g} s") from None
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-class _Watch:
-    """Cancels a task when its client goes away."""
-
-    def __init__(self, protocol: Any, task: asyncio.Task[Any]) -> None:
-        self.gone = False
-        self._protocol = protocol
-        self._task = task
-        self._watching: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin to watch."""
-        self._watching = asyncio.get_running_loop().create_task(self._wait())
-
-    def stop(self) -> None:
-        """Stop watching."""
-        if self._watching is not None:
-            self._watching.cancel()
-
-    async def _wait(self) -> None:
-        await self._protocol.client_disconnect()
-        self.gone = True
-        self._task.cancel()
 
 
 def _call(scope: Any) -> Call:

@@ -9,8 +9,9 @@ import asyncio
 import logging
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Self
 
 from gateway.clock import Clock
 from gateway.errors import GatewayError
@@ -19,7 +20,7 @@ from gateway.gateway import Gateway
 from gateway.openai_api.api import OpenAIAPI
 from gateway.openai_api.errors import error_reply
 from gateway.openai_api.router import Router
-from gateway.openai_api.words import Call, Reply, Routes
+from gateway.openai_api.words import Body, Call, Reply, Routes
 from gateway.server.access import Access
 from gateway.validation import new_id
 
@@ -92,7 +93,8 @@ class Service:
             headers += self.gateway.accounts.headers(call.caller.key)
         if isinstance(body, bytes):
             return status, headers, body
-        return status, headers, self._streamed(body, call, route, started, reply)
+        ended = partial(self._ended, call, route, started, reply)
+        return status, headers, _Streamed(body, ended)
 
     def error(self, call: Call, error: GatewayError) -> Reply:
         """The reply to a request that never became a whole call: too long, too slow, no HTTP."""
@@ -106,20 +108,6 @@ class Service:
         call.id = _request_id(call)
         status, headers, body = error_reply(error)
         return status, [*headers, ("x-request-id", call.id)], body
-
-    async def _streamed(
-        self, body: AsyncIterator[bytes], call: Call, route: str, started: float, reply: Reply
-    ) -> AsyncIterator[bytes]:
-        gone: BaseException | None = None
-        try:
-            async for piece in body:
-                yield piece
-        except (asyncio.CancelledError, GeneratorExit) as cancelled:
-            gone = cancelled
-            raise
-        finally:
-            await _close(body)
-            self._ended(call, route, started, reply, gone)
 
     def _ended(
         self,
@@ -156,16 +144,47 @@ class Service:
         )
 
 
+class _Streamed:
+    """A body that tells of its end, once: read out, broken, or closed before either.
+
+    Not a generator: one that was never begun would close without a word.
+    """
+
+    def __init__(self, body: Body, ended: Callable[[BaseException | None], None]) -> None:
+        self._body = body
+        self._ended: Callable[[BaseException | None], None] | None = ended
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self._body.__anext__()
+        except StopAsyncIteration:
+            await self._close(None)
+            raise
+        except BaseException as error:
+            await self._close(error)
+            raise
+
+    async def aclose(self) -> None:
+        """Let go of the answer. Idempotent."""
+        await self._close(GeneratorExit())
+
+    async def _close(self, how: BaseException | None) -> None:
+        ended, self._ended = self._ended, None
+        if ended is None:
+            return
+        try:
+            await self._body.aclose()
+        finally:
+            ended(how)
+
+
 def _log_fault(error: Exception) -> None:
     """Where a fault of ours happened; not its message, which may quote what was asked."""
     where = "".join(traceback.format_tb(error.__traceback__))
     logging.getLogger(__name__).error("%s\n%s", type(error).__name__, where)
-
-
-async def _close(body: Any) -> None:
-    close: Callable[[], Any] | None = getattr(body, "aclose", None)
-    if close is not None:
-        await close()
 
 
 def _code(error: BaseException | None, gone: bool) -> str:

@@ -80,7 +80,7 @@ def test_nothing_is_made_when_nobody_looks() -> None:
         assert frames.made == []
         viewer = broadcast.frames()
         assert await anext(viewer) == b"whole 1"
-        await viewer.aclose()  # type: ignore[attr-defined]
+        await viewer.aclose()
         await asyncio.sleep(100)
         assert len(frames.made) <= 2
         assert len(broadcast) == 0
@@ -128,7 +128,7 @@ def test_there_is_a_most_of_viewers() -> None:
         await anext(first)
         assert broadcast.full
         assert [frame async for frame in broadcast.frames()] == []
-        await first.aclose()  # type: ignore[attr-defined]
+        await first.aclose()
         assert not broadcast.full
         broadcast.close()
 

@@ -174,7 +174,7 @@ def test_the_stream_tells_each_second_how_it_stands() -> None:
         await stage.gateway.generate("hello", "fast")
         second = await anext(frames)
         assert second["minute"]["flow"] == {"fast": {"fast": 1}}
-        await frames.aclose()  # type: ignore[attr-defined]
+        await frames.aclose()
 
     play(scenario)
 
@@ -197,7 +197,7 @@ def test_an_event_comes_at_once_and_only_once_but_a_late_viewer_sees_the_whole_l
         late = stage.watch()
         assert len((await anext(late))["events"]) == 1
         for stream in (frames, late):
-            await stream.aclose()  # type: ignore[attr-defined]
+            await stream.aclose()
 
     play(scenario)
 
@@ -267,7 +267,7 @@ def test_a_viewer_of_one_worker_sees_them_all_and_without_viewers_nothing_is_put
         latest = [await anext(frames) for _ in range(3)][-1]
         assert latest["workers"] == 2
         assert latest["minute"]["requests"] == 1
-        await frames.aclose()  # type: ignore[attr-defined]
+        await frames.aclose()
         other.dashboard.close()
         await other.gateway.aclose()
 
