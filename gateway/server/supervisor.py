@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import msgspec
 
 from gateway.config import Config
 from gateway.errors import ConfigError, GatewayError
+from gateway.server.run_folder import run_folder
 from gateway.server.shared_models import ModelKeeper
 from gateway.server.worker import ORDER, Order
 
@@ -53,11 +53,13 @@ def supervise(
     """
     if config.source is None:
         raise ConfigError("several workers need a configuration file")
-    with tempfile.TemporaryDirectory(prefix="gateway-") as folder:
-        (Path(folder) / "models").mkdir()
-        _prepare_metrics(Path(folder) / "metrics")
-        order = Order(str(Path(config.source).absolute()), dict(given), sock.fileno(), folder)
-        asyncio.run(Supervisor(order, config.server.shutdown_s).run(_count(config, given), ready))
+    with run_folder() as folder:
+        (folder.path / "models").mkdir()
+        _prepare_metrics(folder.path / "metrics")
+        source = str(Path(config.source).absolute())
+        order = Order(source, dict(given), sock.fileno(), str(folder.path))
+        supervisor = Supervisor(order, config.server.shutdown_s, keep_open=(folder.lock,))
+        asyncio.run(supervisor.run(_count(config, given), ready))
 
 
 @dataclass(slots=True, eq=False)
@@ -75,10 +77,12 @@ class Supervisor:
     Args:
         order: what each is told.
         shutdown_s: how long a worker may take to stop, and some grace.
+        keep_open: files that stay open as long as any worker lives.
     """
 
-    def __init__(self, order: Order, shutdown_s: float) -> None:
+    def __init__(self, order: Order, shutdown_s: float, keep_open: tuple[int, ...] = ()) -> None:
         self._order = order
+        self._files = (order.sock, *keep_open)
         self._shutdown_s = shutdown_s
         self._workers: list[_Worker] = []
         self._stopping = asyncio.Event()
@@ -130,7 +134,7 @@ class Supervisor:
             *("-m", "gateway.server.worker"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            pass_fds=(self._order.sock,),
+            pass_fds=self._files,
             env={**os.environ, ORDER: msgspec.json.encode(self._order).decode()},
             start_new_session=True,  # Ctrl-C is for us, who tell them
         )
@@ -191,12 +195,12 @@ def _note(text: str) -> None:
 
 
 def _prepare_metrics(folder: Path) -> None:
-    from gateway.telemetry.metrics import prepare_workers  # noqa: PLC0415
+    from gateway.telemetry.worker_metrics import prepare_workers  # noqa: PLC0415
 
     prepare_workers(folder)
 
 
 def _forget_metrics(pid: int) -> None:
-    from gateway.telemetry.metrics import forget_worker  # noqa: PLC0415
+    from gateway.telemetry.worker_metrics import forget_worker  # noqa: PLC0415
 
     forget_worker(pid)

@@ -4,8 +4,8 @@ What happened (requests, attempts, tokens) is counted event by event; how things
 queue, budgets) is read from the gateway's status when somebody looks, see `state`. No label ever
 bears a user, a request or a text of the caller's.
 
-Several workers on one machine share a folder: the supervisor calls `prepare_workers` before it
-starts them and `forget_worker` when one has died. Then any worker's page is everybody's.
+Several workers on one machine share a folder, see `worker_metrics`: any worker's page is
+everybody's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -39,6 +38,13 @@ from gateway.telemetry.families import (
     none_if_empty,
 )
 from gateway.telemetry.state import GAUGES, Sample, combined, samples_of
+from gateway.telemetry.worker_metrics import (
+    FOLDER,
+    missing,
+    reading,
+    shared_folder,
+    state_file,
+)
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -46,7 +52,6 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _FRESH_S = 1.0
 
 _encode = msgspec.json.encode
@@ -79,7 +84,7 @@ class Metrics:
         self._of = labelled(families_in(self._registry))
         self._requests: dict[tuple[str, str, str, bool, bool], Counted] = {}
         self._attempts: dict[tuple[str, str, str, str], Callable[[], None]] = {}
-        self._folder = _folder()
+        self._folder = shared_folder()
         if self._folder is not None:
             _check_that_it_shares()
         self._status = status
@@ -109,7 +114,7 @@ class Metrics:
         taken = (*samples_of(self._status()), reload_ok)
         self._samples = [(name, labels, float(value)) for name, labels, value in taken]
         if self._folder is not None:
-            path = _state_file(self._folder, os.getpid())
+            path = state_file(self._folder, os.getpid())
             fresh = path.with_suffix(".new")
             fresh.write_bytes(_encode(self._samples))
             fresh.replace(path)  # whoever reads it finds the old or the new, never half of it
@@ -130,7 +135,9 @@ class Metrics:
         if self._folder is not None:
             counters = prometheus.CollectorRegistry()
             MultiProcessCollector(counters, path=str(self._folder))  # type: ignore[no-untyped-call]
-        return prometheus.generate_latest(counters) + prometheus.generate_latest(standing)
+        with reading(self._folder):
+            counted = prometheus.generate_latest(counters)
+        return counted + prometheus.generate_latest(standing)
 
     def _workers(self) -> Iterator[list[Sample]]:
         """The samples of every worker, our own if we are alone."""
@@ -280,39 +287,11 @@ def families_in(registry: CollectorRegistry) -> Families:
     return families
 
 
-def prepare_workers(folder: Path) -> None:
-    """Let the workers started from now on share a page through `folder`, emptied of an earlier
-    run's files. Puts its name into the environment as `PROMETHEUS_MULTIPROC_DIR`; a process that
-    has imported prometheus_client before that cannot take part. For the supervisor.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in (*folder.glob("*.db"), *folder.glob("state_*")):
-        old.unlink()
-    os.environ[_FOLDER] = str(folder)
-
-
-def forget_worker(pid: int) -> None:
-    """Take a worker that has died off the page; what it counted stays. For the supervisor.
-
-    Does nothing unless `prepare_workers` was called, or the environment names the folder.
-    """
-    folder = _folder()
-    if folder is None:
-        return
-    _shared_registry()  # raises our own error if the library is missing
-    from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415
-
-    mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
-    _state_file(folder, pid).unlink(missing_ok=True)
-
-
 def _shared_registry() -> CollectorRegistry:
     try:
         from prometheus_client import REGISTRY  # noqa: PLC0415
     except ImportError as error:
-        raise GatewayError(
-            "metrics need prometheus-client: pip install 'downshift-gateway[server]'"
-        ) from error
+        raise missing() from error
     return REGISTRY
 
 
@@ -320,16 +299,7 @@ def _check_that_it_shares() -> None:
     from prometheus_client import values  # noqa: PLC0415
 
     if not getattr(values.ValueClass, "_multiprocess", False):
-        raise GatewayError(f"{_FOLDER} must be set before prometheus_client is imported")
-
-
-def _folder() -> Path | None:
-    name = os.environ.get(_FOLDER)
-    return Path(name) if name else None
-
-
-def _state_file(folder: Path, pid: int) -> Path:
-    return folder / f"state_{pid}.json"
+        raise GatewayError(f"{FOLDER} must be set before prometheus_client is imported")
 
 
 class _State:

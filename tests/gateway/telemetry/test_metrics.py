@@ -394,7 +394,7 @@ class Worker:
 
 @pytest.fixture
 def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Worker, Worker]]:
-    from gateway.telemetry.metrics import prepare_workers
+    from gateway.telemetry.worker_metrics import prepare_workers
 
     async def scenario() -> dict[str, Any]:
         async with Gateway(Config.from_dict(TABLES)) as gateway:
@@ -414,7 +414,7 @@ def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[W
 
 
 def test_any_workers_page_is_everybodys(workers: tuple[Worker, Worker]) -> None:
-    from gateway.telemetry.metrics import forget_worker
+    from gateway.telemetry.worker_metrics import forget_worker
 
     one, two = workers
     one.do("count 3")
@@ -436,13 +436,52 @@ def test_any_workers_page_is_everybodys(workers: tuple[Worker, Worker]) -> None:
     forget_worker(two.process.pid)
     value = one.page()
     assert value("requests_total", **labels) == 7  # what happened has happened
+    assert value("request_duration_seconds_bucket", requested_mode="creative", outcome="ok",
+                 le="0.5") == 7  # fmt: skip
+    assert 'operations_rl_reward{algorithm="ppo"} 2.0' in one.do("page")  # the later one
     assert (value("queue_depth"), value("workers")) == (1, 1)
+
+
+def test_workers_that_come_and_go_do_not_pile_up(
+    workers: tuple[Worker, Worker], tmp_path: Path
+) -> None:
+    from gateway.telemetry.worker_metrics import forget_worker
+
+    one, two = workers
+    one.do("count 1")
+    two.kill()
+    forget_worker(two.process.pid)
+    sizes = set()
+    for _ in range(3):
+        other = Worker(tmp_path, {})
+        other.do("count 2")
+        other.kill()
+        forget_worker(other.process.pid)
+        sizes.add(len(list(tmp_path.iterdir())))
+    assert len(sizes) == 1
+    labels = {"requested_mode": "creative", "mode": "creative", "outcome": "ok"}
+    assert one.page()("requests_total", **labels) == 7
+
+
+def test_a_worker_killed_while_it_made_a_file_harms_nobody(
+    workers: tuple[Worker, Worker], tmp_path: Path
+) -> None:
+    from gateway.telemetry.worker_metrics import forget_worker
+
+    one, _ = workers
+    one.do("count 1")
+    (tmp_path / "counter_1.db").write_bytes(b"")
+    (tmp_path / "histogram_1.db").write_bytes(b"\xff\x00\x00\x00\0\0\0\0\xff\xff\xff\x00")
+    forget_worker(1)
+    labels = {"requested_mode": "creative", "mode": "creative", "outcome": "ok"}
+    assert one.page()("requests_total", **labels) == 1
 
 
 def test_a_process_that_imported_the_library_too_early_is_told_so(tmp_path: Path) -> None:
     code = """
 import os, sys, pathlib, prometheus_client
-from gateway.telemetry.metrics import Metrics, prepare_workers
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.worker_metrics import prepare_workers
 prepare_workers(pathlib.Path(sys.argv[1]))
 try:
     Metrics()
@@ -455,7 +494,7 @@ except Exception as error:
 
 
 def test_who_never_had_workers_has_none_to_forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gateway.telemetry.metrics import forget_worker
+    from gateway.telemetry.worker_metrics import forget_worker
 
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
     forget_worker(1)
