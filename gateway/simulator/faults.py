@@ -128,6 +128,16 @@ class Latency(Fault, frozen=True):
         effects.latency *= self.factor
 
 
+class LatencyRamp(Fault, frozen=True):
+    """Everything takes longer and longer, up to `factor` times as long, and nothing fails."""
+
+    factor: float = 10.0
+
+    def apply(self, effects: Effects, now: float, rng: random.Random) -> None:
+        share = (now - self.start) / (self.end - self.start)
+        effects.latency *= 1.0 + (self.factor - 1.0) * share
+
+
 class ColdCapacity(Fault, frozen=True):
     """Slots are back only little by little: their share follows `ramp` over the window."""
 
@@ -173,7 +183,15 @@ class Stall(Fault, frozen=True):
 
 
 AnyFault: TypeAlias = (
-    Outage | Flapping | Brownout | Latency | ColdCapacity | Throttled | CutStream | Stall
+    Outage
+    | Flapping
+    | Brownout
+    | Latency
+    | LatencyRamp
+    | ColdCapacity
+    | Throttled
+    | CutStream
+    | Stall
 )
 
 
