@@ -22,10 +22,11 @@ from training.errors import SaveFailed
 
 SLOTS = 2
 _SCALARS = frozenset((str, int, float, bool, type(None)))
+_KEYS = frozenset((str, int))
 _ALIGNED = 64  # bytes: every tensor starts at a cache line
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Leaf:
     """Where a tensor was: its number."""
 
@@ -41,30 +42,59 @@ class Place:
     dtype: torch.dtype
 
 
-def outlined(value: Any, tensors: list[torch.Tensor], place: str = "state") -> Any:
+class _Unfit(Exception):
+    """What cannot be saved; each level on the way out adds where it was."""
+
+    def __init__(self, told: str) -> None:
+        self.told = told
+        self.place: list[str] = []
+
+
+def outlined(value: Any, tensors: list[torch.Tensor]) -> Any:
     """`value` with its tensors moved to `tensors`; tuples become lists, numpy arrays tensors.
 
     Raises:
         SaveFailed: something that is neither a tensor nor JSON; names the place.
     """
-    kind = type(value)
-    if kind in _SCALARS:
-        return value
+    try:
+        return value if type(value) in _SCALARS else _outlined(value, tensors)
+    except _Unfit as unfit:
+        raise SaveFailed(f"state{''.join(reversed(unfit.place))} {unfit.told}") from None
+
+
+def _outlined(value: Any, tensors: list[torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
-        if value.layout != torch.strided or value.is_quantized:
-            raise SaveFailed(f"{place} is a sparse or quantized tensor; save it with .to_dense()")
-        tensors.append(value.detach())
+        if value.layout is not torch.strided or value.is_quantized:
+            raise _Unfit("is a sparse or quantized tensor; save it with .to_dense()")
+        tensors.append(value.detach() if value.requires_grad else value)
         return Leaf(len(tensors) - 1)
-    if isinstance(value, Mapping):
-        return {
-            _key(key, place): outlined(item, tensors, f"{place}.{key}")
-            for key, item in value.items()
-        }
+    if isinstance(value, (dict, Mapping)):
+        return _outlined_mapping(value, tensors)
     if isinstance(value, (list, tuple)):
         if set(map(type, value)) <= _SCALARS:  # a thousand rewards, a generator's 625 words
             return list(value)
-        return [outlined(item, tensors, f"{place}[{number}]") for number, item in enumerate(value)]
-    return outlined(_from_numpy(value, place), tensors, place)
+        items = _outlined_mapping(dict(enumerate(value)), tensors, "[{}]")
+        return list(items.values())
+    plain = _from_numpy(value)
+    return plain if type(plain) in _SCALARS else _outlined(plain, tensors)
+
+
+def _outlined_mapping(
+    value: Mapping[Any, Any], tensors: list[torch.Tensor], place: str = ".{}"
+) -> dict[Any, Any]:
+    found = {}
+    key: Any = None
+    try:
+        for key, item in value.items():
+            found[key] = item if type(item) in _SCALARS else _outlined(item, tensors)
+    except _Unfit as unfit:
+        unfit.place.append(place.format(key))
+        raise
+    if not set(map(type, found)) <= _KEYS:
+        for key in found:
+            if not isinstance(key, (str, int)):
+                raise _Unfit(f"has the key {key!r}; keys are strings or whole numbers")
+    return found
 
 
 def filled(value: Any, tensors: Sequence[torch.Tensor]) -> Any:
@@ -126,6 +156,7 @@ class Slot:
         self.tensors: list[torch.Tensor] = []
         self.size = 0
         self._memory: Any = None
+        self._wanted: list[tuple[torch.Size, torch.dtype]] | None = None
         self._numbers: list[torch.Tensor] = []
         self._copies: Any = None
 
@@ -133,18 +164,17 @@ class Slot:
         """Copy `value` in. Raises SaveFailed if it cannot be saved."""
         tensors: list[torch.Tensor] = []
         tree = outlined(value, tensors)
-        gpus = {tensor.device for tensor in tensors if tensor.device.type == "cuda"}
-        on_cuda = len(gpus) == 1  # from several, plain copies that wait
-        wanted = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
-        if wanted != [(place.shape, place.dtype) for place in self.places] or not self.tensors:
+        on_cuda = _on_one_gpu(tensors)  # from several, plain copies that wait
+        wanted = [(tensor.shape, tensor.dtype) for tensor in tensors]
+        if wanted != self._wanted:
             self._lay_out(tensors, pinned=on_cuda)
+            self._wanted = wanted
         self.tree = tree
-        with torch.no_grad():
-            if on_cuda:
-                self._copies = _copy_beside(self.tensors, tensors)
-            else:
-                for copy, tensor in zip(self.tensors, tensors, strict=True):
-                    copy.copy_(tensor)
+        if on_cuda:
+            self._copies = _copy_beside(self.tensors, tensors)
+        else:
+            for copy, tensor in zip(self.tensors, tensors, strict=True):
+                copy.copy_(tensor)
 
     def ready(self) -> None:
         """Wait for copies from a GPU."""
@@ -165,11 +195,13 @@ class Slot:
     def close(self) -> None:
         """Let go of the memory."""
         self.tensors, self._numbers, self._memory, self.places = [], [], None, []
+        self._wanted = None
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None
 
     def _lay_out(self, tensors: Sequence[torch.Tensor], *, pinned: bool) -> None:
+        self._wanted = None  # should there be no memory, what was laid out before is gone, too
         offset, found, runs = 0, {}, []
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
             start = offset  # numbers of a kind lie together, with zeros in the gaps
@@ -213,8 +245,8 @@ class Staging:
     def take(self, *, wait: bool) -> Slot | None:
         """A free slot, the one last used if it is; None if both are taken and `wait` is False."""
         with self._changed:
-            if wait:
-                self._changed.wait_for(lambda: self._free)
+            while wait and not self._free:
+                self._changed.wait()
             return self._free.pop() if self._free else None
 
     def give_back(self, slot: Slot) -> None:
@@ -263,10 +295,17 @@ def _shared_memory() -> int:
         return os.dup(file.fileno())
 
 
-def _from_numpy(value: Any, place: str) -> Any:
+def _on_one_gpu(tensors: Sequence[torch.Tensor]) -> bool:
+    for tensor in tensors:
+        if not tensor.is_cpu:
+            return len({each.device for each in tensors if each.is_cuda}) == 1
+    return False
+
+
+def _from_numpy(value: Any) -> Any:
     if not (hasattr(value, "__array__") and hasattr(value, "dtype")):
-        raise SaveFailed(
-            f"{place} is a {type(value).__name__}; a checkpoint holds tensors, numbers, strings, "
+        raise _Unfit(
+            f"is a {type(value).__name__}; a checkpoint holds tensors, numbers, strings, "
             "lists and dicts"
         )
     try:
@@ -274,11 +313,5 @@ def _from_numpy(value: Any, place: str) -> Any:
     except TypeError:
         plain = None
     if plain is None or not isinstance(plain, (torch.Tensor, str, int, float, bool)):
-        raise SaveFailed(f"{place} is of numpy's {value.dtype}, which torch does not have")
+        raise _Unfit(f"is of numpy's {value.dtype}, which torch does not have")
     return plain
-
-
-def _key(key: Any, place: str) -> Any:
-    if isinstance(key, (str, int)):
-        return key
-    raise SaveFailed(f"{place} has the key {key!r}; keys are strings or whole numbers")

@@ -20,6 +20,7 @@ from training.checkpoints.manifest import (
     SCHEMA,
     Manifest,
     beside,
+    is_ours,
     payload_name,
     read_manifest,
     survey,
@@ -81,7 +82,8 @@ class CheckpointStore:
         self.swept = files.sweep(self.folder)
         self._guard = threading.RLock()
         self._failures: list[SaveFailed] = []
-        self._names: dict[str, int] = {}
+        # Whatever has a name like ours, a link or somebody's folder, too: it is not written onto.
+        self._names = {path.name: 0 for path in self.folder.iterdir() if is_ours(path.name)}
         # All that lie here are taken in first: which may go is known only then.
         found, broken = survey(self.folder)
         self._unreadable = [str(error) for error in broken]
@@ -277,10 +279,7 @@ class CheckpointStore:
         with self._guard:
             self._number += 1
             again = 0
-            # Never onto a file that is there: killed in between, neither would be whole.
-            while (
-                name := payload_name(step, self.attempt, again)
-            ) in self._names or os.path.lexists(f"{self._at}{name}"):
+            while (name := payload_name(step, self.attempt, again)) in self._names:
                 again += 1
             self._names[name] = 0  # taken, not committed yet
         return Manifest(
@@ -303,6 +302,12 @@ class CheckpointStore:
             raise SaveFailed(str(error), path=str(self.folder)) from None
 
     def _commit(self, manifest: Manifest, slot: Slot) -> None:
+        # Never onto a file that is there: killed in between, neither would be whole.
+        if os.path.lexists(f"{self._at}{manifest.name}"):
+            raise SaveFailed(
+                "somebody put a file of this name here meanwhile; it is left alone",
+                path=str(self.folder / manifest.name),
+            )
         if self._process is not None:
             manifest = self._process.save(self.folder, manifest, slot)
         else:

@@ -150,9 +150,11 @@ class Store(RuleBasedStateMachine):
         on_disk = sorted(path.name for path in self.folder.glob("*.pt"))
         assert on_disk == sorted(names)
         present = {name: self.known[name] for name in names}
+        # What an earlier commit took away, while a newer one was healthy, nobody asks for again.
+        before = [one for one in self.known.values() if one["there"]]
         for name, one in self.known.items():
             one["there"] = name in names
-        good = [one for one in self.known.values() if one["healthy"] and not one["bad"]]
+        good = [one for one in before if one["healthy"] and not one["bad"]]
         if good:  # no commit ever takes away the last healthy one
             newest = max(good, key=lambda one: one["order"])
             assert newest["there"]

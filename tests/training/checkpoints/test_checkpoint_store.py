@@ -164,6 +164,17 @@ def test_files_that_are_not_ours_are_never_touched(tmp_path: Path) -> None:
     assert (folder / "step_000000001_000.pt").is_symlink()
 
 
+def test_a_file_put_here_meanwhile_is_not_written_onto(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.save(1, state(1))
+    (tmp_path / "step_000000002_000.pt").write_bytes(b"somebody's backup")
+    with pytest.raises(SaveFailed, match="somebody put a file of this name here"):
+        store.save(2, state(2))
+    assert (tmp_path / "step_000000002_000.pt").read_bytes() == b"somebody's backup"
+    store.save(3, state(3))
+    assert steps(store) == [1, 3]
+
+
 def test_leftovers_of_ours_are_swept(tmp_path: Path) -> None:
     for name in (".tmp-7-step_000000001_000.pt", ".tmp-7-step_000000001_000.json"):
         (tmp_path / name).write_bytes(b"half")
