@@ -120,22 +120,19 @@ class Brownout(Fault, frozen=True):
 
 
 class Latency(Fault, frozen=True):
-    """Everything takes `factor` times as long, and nothing fails."""
+    """Everything takes `factor` times as long, and nothing fails. With a `ramp` from 0 to 1 it gets
+    there little by little over the window.
+    """
 
     factor: float = 10.0
+    ramp: Schedule | None = None
 
     def apply(self, effects: Effects, now: float, rng: random.Random) -> None:
-        effects.latency *= self.factor
-
-
-class LatencyRamp(Fault, frozen=True):
-    """Everything takes longer and longer, up to `factor` times as long, and nothing fails."""
-
-    factor: float = 10.0
-
-    def apply(self, effects: Effects, now: float, rng: random.Random) -> None:
-        share = (now - self.start) / (self.end - self.start)
-        effects.latency *= 1.0 + (self.factor - 1.0) * share
+        factor = self.factor
+        if self.ramp is not None:
+            share = (now - self.start) / (self.end - self.start)
+            factor = 1.0 + (factor - 1.0) * self.ramp(share)
+        effects.latency *= factor
 
 
 class ColdCapacity(Fault, frozen=True):
@@ -183,15 +180,7 @@ class Stall(Fault, frozen=True):
 
 
 AnyFault: TypeAlias = (
-    Outage
-    | Flapping
-    | Brownout
-    | Latency
-    | LatencyRamp
-    | ColdCapacity
-    | Throttled
-    | CutStream
-    | Stall
+    Outage | Flapping | Brownout | Latency | ColdCapacity | Throttled | CutStream | Stall
 )
 
 

@@ -21,7 +21,7 @@ from gateway.simulator.faults import (
     FaultPlan,
     Flapping,
     How,
-    LatencyRamp,
+    Latency,
     Outage,
     Stall,
     Throttled,
@@ -179,7 +179,7 @@ def _flapping(rng: random.Random, start: float, end: float, how: How) -> list[An
 
 
 def _slow(rng: random.Random, start: float, end: float, how: How) -> list[AnyFault]:
-    return [LatencyRamp(start, end, rng.uniform(3, 40))]
+    return [Latency(start, end, rng.uniform(3, 40), Ramp.linear(0.0, 1.0))]
 
 
 def _throttled(rng: random.Random, start: float, end: float, how: How) -> list[AnyFault]:
