@@ -65,7 +65,11 @@ DOORS = {
     "structlog": {"gateway.telemetry.logs"},
     "redis": {"gateway.stores.valkey"},
     "sqlite3": {"gateway.stores.sqlite", "gateway.stores.shared_file"},
-    "prometheus_client": {"gateway.telemetry.metrics", "gateway.telemetry.worker_metrics"},
+    "prometheus_client": {
+        "gateway.telemetry.metrics",
+        "gateway.telemetry.kept",
+        "gateway.telemetry.worker_metrics",
+    },
     "opentelemetry": {"gateway.telemetry.traces"},
     "xllamacpp": {"gateway.providers.llama_server"},
     "matplotlib": {"gateway.plot"},

@@ -64,7 +64,7 @@ class App:
         listeners += _traces(self.config.server)
         self.gateway = Gateway(self.config, listeners=listeners, shared=shared)
         live = Live(self.gateway.status, board=shared)
-        self._metrics = Metrics(self.gateway.status)
+        self._metrics = Metrics(self.gateway.status, at_once=False)
         for listener in (live, self._metrics):
             self.gateway.listen(listener)
         self._tell = _all([*listeners, live, self._metrics])

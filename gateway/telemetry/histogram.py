@@ -8,6 +8,7 @@ Counts are whole numbers: adding histograms in any order and grouping gives the 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -20,14 +21,17 @@ ERROR: Final = 2 ** (1 / 32) - 1
 _PER_OCTAVE: Final = 16
 _UNIT_S: Final = 1e-4
 _LARGEST_S: Final = 86_400.0
-_log2 = math.log2
+# Where buckets 1, 2, ... begin. Counting is on the path of every request, and a search in C costs
+# a third of a logarithm in Python.
+_STARTS: Final = tuple(
+    _UNIT_S * math.exp2(index / _PER_OCTAVE)
+    for index in range(1, math.floor(math.log2(_LARGEST_S / _UNIT_S) * _PER_OCTAVE) + 1)
+)
 
 
 def bucket(seconds: float) -> int:
     """The bucket of a time; what lies outside 0.1 ms to a day counts as the nearest of them."""
-    if seconds <= _UNIT_S:
-        return 0
-    return int(_log2(min(seconds, _LARGEST_S) / _UNIT_S) * _PER_OCTAVE)
+    return bisect_right(_STARTS, seconds)
 
 
 def middle_s(index: int) -> float:

@@ -46,6 +46,7 @@ _REPEAT_S: Final = 30.0
 _LED_TO_IT_S: Final = 60.0
 _TOLD_APART: Final = 100
 _FRESH_S: Final = 5.0
+_UNANSWERED: Final = frozenset({"failed", "refused"})
 _SNAPSHOT, _VIEWERS = "live", "live/viewers"
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Snapshot).decode
@@ -114,21 +115,20 @@ class Live:
 
     def __call__(self, event: Event) -> None:
         """Take in one event."""
-        kind = type(event)
         if event.at >= self._second + 1:
             self._turn(event.at)
+        # By type, the frequent ones first: this is on the path of every request.
+        kind = type(event)
         if kind is RequestFinished:
-            assert isinstance(event, RequestFinished)
-            self._now.request(event)
-            if event.outcome in ("failed", "refused"):
-                repeat = f"{event.outcome} {event.requested_mode} {event.error}"
-                self._tell(unanswered_words(event), event.at, repeat=repeat)
+            self._now.request(event)  # type: ignore[arg-type]
+            if event.outcome in _UNANSWERED:  # type: ignore[attr-defined]
+                self._unanswered(event)  # type: ignore[arg-type]
         elif kind is AttemptFinished:
-            assert isinstance(event, AttemptFinished)
-            self._attempt(event)
-        elif isinstance(event, HTTPFinished):
-            # What no route matched is somebody who looks for something else.
-            self._now.turned_away += event.refused and event.status >= 400 and event.route != ""
+            if self._failing or event.outcome == "failure":  # type: ignore[attr-defined]
+                self._attempt(event)  # type: ignore[arg-type]
+        elif kind is HTTPFinished:
+            if event.refused:  # type: ignore[attr-defined]
+                self._refused(event)  # type: ignore[arg-type]
         elif isinstance(event, CircuitChanged):
             self._circuit(event)
         elif isinstance(event, TargetResting):
@@ -136,6 +136,14 @@ class Live:
             self._tell(resting_words(event), event.at, repeat=repeat)
         elif isinstance(event, ConfigReloaded):
             self._tell(config_words(event), event.at)
+
+    def _unanswered(self, event: RequestFinished) -> None:
+        repeat = f"{event.outcome} {event.requested_mode} {event.error}"
+        self._tell(unanswered_words(event), event.at, repeat=repeat)
+
+    def _refused(self, event: HTTPFinished) -> None:
+        # What no route matched is somebody who looks for something else.
+        self._now.turned_away += event.status >= 400 and event.route != ""
 
     def _attempt(self, event: AttemptFinished) -> None:
         """Which requests of a mode failed in a row; a request that tried twice is one (B4)."""

@@ -1,23 +1,25 @@
 """The log: one line per event worth one, for machines (JSON) or for people (console).
 
-What a line says is `gateway.telemetry.lines`; here it is written. structlog does that; it loads
-when the first log is made.
+What a line says is `gateway.telemetry.lines`; here it is written. The console's lines are
+structlog's, which loads with the first of them; a line of JSON is one call of an encoder, with
+nothing for structlog to do in it.
 """
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import msgspec
 
-from gateway.events import Event
-from gateway.telemetry.lines import LEVELS, Level, level_of, line_of
+from gateway.events import Event, RequestFinished
+from gateway.telemetry.lines import LEVELS, Level, level_of, line_of, request_line
 from gateway.telemetry.writer import LineWriter
+
+_encode = msgspec.json.Encoder().encode
 
 
 class Log:
@@ -28,9 +30,9 @@ class Log:
     """
 
     def __init__(
-        self, log: Callable[..., object], quietest: Level, writer: LineWriter | None
+        self, write: Callable[[Event, Level], None], quietest: Level, writer: LineWriter | None
     ) -> None:
-        self._log = log
+        self._write = write
         self._written = frozenset(LEVELS[LEVELS.index(quietest) :])
         self.writer = writer
 
@@ -38,10 +40,7 @@ class Log:
         """Write what there is to say of an event."""
         level = level_of(event)
         if level in self._written:
-            fields = line_of(event)
-            if fields is not None:
-                # As one field: structlog copies its context field by field, 4 us for the long line.
-                self._log(type(event).__struct_config__.tag, level=level, fields=fields)
+            self._write(event, level)
 
     def close(self) -> None:
         """Write what is waiting, for at most a second. Idempotent; later lines are dropped."""
@@ -68,49 +67,73 @@ def log_listener(
             up the caller; lines that it cannot take in time are dropped and counted. What a server
             wants; `close` it at the end.
     """
+    out: TextIO = sys.stderr if file is None else file
+    writer = LineWriter(out, _lines_dropped) if background else None
+    write = (
+        _json(writer.put if writer else lambda line: out.write(f"{line.decode()}\n"))
+        if json
+        else _console(writer or out, colors=out.isatty() if colors is None else colors)
+    )
+    return Log(write, level, writer)
+
+
+def _json(put: Callable[[bytes], object]) -> Callable[[Event, Level], None]:
+    def write(event: Event, level: Level) -> None:
+        if type(event) is RequestFinished:
+            put(_encode(request_line(event, level, _stamp())))
+            return
+        fields = line_of(event)
+        if fields is not None:
+            put(_line(level, type(event).__struct_config__.tag, fields))
+
+    return write
+
+
+def _console(out: LineWriter | TextIO, *, colors: bool) -> Callable[[Event, Level], None]:
     import structlog  # noqa: PLC0415
 
-    out: TextIO = sys.stderr if file is None else file
-    processors: list[Any] = [_as_json]
-    if not json:
-        colors = out.isatty() if colors is None else colors
-        console = structlog.dev.ConsoleRenderer(colors=colors, sort_keys=False, pad_event_to=16)
-        processors = [_without_the_dull, console]
-    writer = LineWriter(out, _lines_dropped) if background else None
-    sink = writer or structlog.WriteLogger(out)
+    console = structlog.dev.ConsoleRenderer(colors=colors, sort_keys=False, pad_event_to=16)
+    sink = out if isinstance(out, LineWriter) else structlog.WriteLogger(out)
     logger = structlog.wrap_logger(
-        sink, processors=processors, wrapper_class=structlog.BoundLogger
+        sink, processors=[_without_the_dull, console], wrapper_class=structlog.BoundLogger
     ).bind()  # bound once: every line would bind anew
-    return Log(logger.msg, level, writer)
+
+    def write(event: Event, level: Level) -> None:
+        fields = line_of(event)
+        if fields is not None:
+            logger.msg(type(event).__struct_config__.tag, level=level, fields=fields)
+
+    return write
 
 
-def _as_json(_logger: object, _method: str, said: dict[str, Any]) -> str:
+def _line(level: str, name: Any, fields: dict[str, Any]) -> bytes:
     """What a reader looks for first comes first."""
-    first = {"timestamp": _stamp(), "level": said["level"], "event": said["event"]}
-    return _encode(first | said["fields"]).decode()
+    return _encode({"timestamp": _stamp(), "level": level, "event": name} | fields)
 
 
-def _lines_dropped(total: int) -> str:
-    said = {"level": "warning", "event": "log_lines_dropped", "fields": {"total": total}}
-    return _as_json(None, "", said)
+def _lines_dropped(total: int) -> bytes:
+    return _line("warning", "log_lines_dropped", {"total": total})
 
 
-_encode = msgspec.json.Encoder().encode
-
-
-def _without_the_dull(_logger: object, _method: str, said: dict[str, Any]) -> dict[str, Any]:
+def _without_the_dull(
+    _logger: object, _method: str, said: MutableMapping[str, Any]
+) -> dict[str, Any]:
     """What a person need not read is left out."""
     fields = said.pop("fields")
     told = {name: value for name, value in fields.items() if value not in (None, "", False, 0)}
     return {"timestamp": _stamp(), **said, **told}
 
 
+_second = (0, "")
+
+
 def _stamp() -> str:
-    """The time in UTC, as RFC 3339 has it, to the millisecond."""
-    second, fraction = divmod(time.time(), 1.0)
-    return f"{_second(int(second))}.{int(fraction * 1e3):03d}Z"
-
-
-@functools.lru_cache(maxsize=1)
-def _second(since_1970: int) -> str:
-    return datetime.fromtimestamp(since_1970, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    """The time in UTC, as RFC 3339 has it, to the millisecond; made anew once a second."""
+    global _second  # noqa: PLW0603 - one clock for the process; a race costs a second making
+    now = time.time()
+    second, text = _second
+    if int(now) != second:
+        second = int(now)
+        text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        _second = second, text
+    return f"{text}.{int((now - second) * 1e3):03d}Z"

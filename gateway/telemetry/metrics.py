@@ -10,10 +10,12 @@ everybody's.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -32,11 +34,12 @@ from gateway.telemetry.families import (
     DOWNSHIFTED,
     METHODS,
     Counted,
-    Families,
+    Labelled,
     labelled,
     made_in,
     none_if_empty,
 )
+from gateway.telemetry.kept import Kept
 from gateway.telemetry.state import GAUGES, Sample, combined, samples_of
 from gateway.telemetry.worker_metrics import (
     FOLDER,
@@ -56,7 +59,7 @@ _FRESH_S = 1.0
 
 _encode = msgspec.json.encode
 _decode = msgspec.json.Decoder(list[tuple[str, list[str], float]]).decode
-_families: WeakKeyDictionary[CollectorRegistry, Families] = WeakKeyDictionary()
+_counters: WeakKeyDictionary[CollectorRegistry, Labelled] = WeakKeyDictionary()
 
 
 class Metrics:
@@ -66,6 +69,9 @@ class Metrics:
         status: how things stand, as `Gateway.status` tells it; None leaves those metrics out.
         registry: where the counters live; None is prometheus_client's own, shared by the process.
             Made twice for one registry, both count into the same metrics.
+        at_once: False loads prometheus_client with the first `render` and not before: 20 ms and
+            2 MB that a service which is never scraped need not spend. Until then the process's own
+            registry does not show these metrics.
 
     Raises:
         GatewayError: prometheus_client is not installed, or was imported before it could know that
@@ -79,12 +85,18 @@ class Metrics:
         status: Callable[[], Mapping[str, Any]] | None = None,
         *,
         registry: CollectorRegistry | None = None,
+        at_once: bool = True,
     ) -> None:
-        self._registry = registry or _shared_registry()
-        self._of = labelled(families_in(self._registry))
+        self._folder = shared_folder()
+        self._registry = registry
+        if at_once or self._folder is not None:
+            self._registry = registry or _shared_registry()
+        elif importlib.util.find_spec("prometheus_client") is None:
+            raise missing()
+        self._of = counters_in(self._registry)
         self._requests: dict[tuple[str, str, str, bool, bool], Counted] = {}
         self._attempts: dict[tuple[str, str, str, str], Callable[[], None]] = {}
-        self._folder = shared_folder()
+        self._https: dict[tuple[str, str, int], _HTTPCounted] = {}
         if self._folder is not None:
             _check_that_it_shares()
         self._status = status
@@ -131,7 +143,8 @@ class Metrics:
             self.refresh()
         standing = prometheus.CollectorRegistry()
         standing.register(_State(self._workers()))
-        counters = self._registry
+        counters = self._registry or _shared_registry()
+        counters_in(counters)  # seen from now on at the latest
         if self._folder is not None:
             counters = prometheus.CollectorRegistry()
             MultiProcessCollector(counters, path=str(self._folder))  # type: ignore[no-untyped-call]
@@ -174,12 +187,24 @@ class Metrics:
         inc()
 
     def _http(self, event: HTTPFinished) -> None:
+        key = (event.method, event.route, event.status)
+        counted = self._https.get(key)
+        if counted is None:
+            counted = self._http_counted(event)
+            if event.method in METHODS:  # else it is a caller's own word, of which there is no end
+                self._https[key] = counted
+        counted.inc()
+        counted.observe(event.duration_s)
+        if event.client_disconnected:
+            self._of("gateway_http_disconnects_total", event.route or "unmatched").inc()
+
+    def _http_counted(self, event: HTTPFinished) -> _HTTPCounted:
         method = event.method if event.method in METHODS else "other"
         route = event.route or "unmatched"
-        self._of("gateway_http_requests_total", method, route, str(event.status)).inc()
-        self._of("gateway_http_request_duration_seconds", route).observe(event.duration_s)
-        if event.client_disconnected:
-            self._of("gateway_http_disconnects_total", route).inc()
+        return _HTTPCounted(
+            self._of("gateway_http_requests_total", method, route, str(event.status)).inc,
+            self._of("gateway_http_request_duration_seconds", route).observe,
+        )
 
     def _seldom(self, event: Event) -> None:
         match event:
@@ -209,7 +234,7 @@ class OperationsMetricsCollector:
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self._of = labelled(families_in(registry or _shared_registry()))
+        self._of = counters_in(registry or _shared_registry())
 
     def record_rl_update(
         self,
@@ -277,14 +302,38 @@ class OperationsMetricsCollector:
         self._of("operations_lr_scale").set(lr_scale)
 
 
-def families_in(registry: CollectorRegistry) -> Families:
-    """The metrics of a registry, made with the first who asks."""
-    import prometheus_client  # noqa: PLC0415
+def counters_in(registry: CollectorRegistry | None) -> Labelled:
+    """What counts the metrics of a registry, made with the first who asks; of None the process's
+    own, which prometheus_client's registry shows once it is asked for by name.
+    """
+    if registry is None:
+        return _of_this_process()
+    of = _counters.get(registry)
+    if of is None:
+        of = _counters[registry] = _made_in(registry)
+    return of
 
-    families = _families.get(registry)
-    if families is None:
-        families = _families[registry] = made_in(registry, prometheus_client)
-    return families
+
+def _made_in(registry: CollectorRegistry) -> Labelled:
+    if shared_folder() is not None:  # prometheus_client's own, which count in files that all see
+        import prometheus_client  # noqa: PLC0415
+
+        return labelled(made_in(registry, prometheus_client))
+    kept = _of_this_process() if registry is _shared_registry() else Kept()
+    registry.register(kept)
+    return kept
+
+
+@functools.cache
+def _of_this_process() -> Kept:
+    return Kept()
+
+
+class _HTTPCounted(NamedTuple):
+    """What HTTP requests of one kind count into."""
+
+    inc: Callable[[], None]
+    observe: Callable[[float], None]
 
 
 def _shared_registry() -> CollectorRegistry:

@@ -43,8 +43,8 @@ def pipe() -> Iterator[tuple[int, TextIO]]:
         os.close(reader)
 
 
-def notice(total: int) -> str:
-    return f"lost {total}"
+def notice(total: int) -> bytes:
+    return b"lost %d" % total
 
 
 def test_lines_come_out_in_order_and_whole() -> None:
