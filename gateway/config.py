@@ -118,6 +118,8 @@ class Config:
         """
         try:
             return _config(expand(tables, ""), source)
+        except RecursionError:
+            raise ConfigError("tables or lists are nested too deep", file=source) from None
         except ConfigError as error:
             if error.file or not source:
                 raise
@@ -160,6 +162,8 @@ def _toml(file: str, remedy: str) -> dict[str, Any]:
         raise ConfigError(f"no such file; {remedy}", file=file) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"is not valid TOML: {error}", file=file) from None
+    except RecursionError:
+        raise ConfigError("tables or lists are nested too deep", file=file) from None
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a zero byte in the path
         raise ConfigError(f"cannot be read: {error}", file=file) from None
 

@@ -124,12 +124,19 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
 def expand(value: Any, place: str) -> Any:
-    """Replace `${NAME}` and `${NAME:-default}` in every string, after parsing."""
+    """Replace `${NAME}` and `${NAME:-default}` in every string, after parsing.
+
+    Raises:
+        ConfigError: a variable is not set, or an integer is longer than TOML's 64 bits.
+    """
     if isinstance(value, Mapping):
         return {k: expand(v, f"{place}.{k}" if place else str(k)) for k, v in value.items()}
     if isinstance(value, list):
         return [expand(v, f"{place}[{i}]") for i, v in enumerate(value)]
     if not isinstance(value, str):
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            table, _, key = place.rpartition(".")
+            raise ConfigError("expected a number of 64 bits", table=table or None, key=key)
         return value
 
     def variable(match: re.Match[str]) -> str:
