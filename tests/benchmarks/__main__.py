@@ -3,96 +3,135 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import cProfile
 import os
-import pstats
+import resource
+import shutil
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.benchmarks import failure, micro, overhead, processes, streams
-from tests.benchmarks.calls import callers, generate
-from tests.benchmarks.measure import Quiet, Subject, interleave, new_loop, pin
+from tests.benchmarks import failure, peers
+from tests.benchmarks.library import costs, micro, starting
+from tests.benchmarks.measure import Cores, Quiet
+from tests.benchmarks.native import compiled
 from tests.benchmarks.report import Section, document, header, machine, slug
+from tests.benchmarks.server import costs as server_costs
+from tests.benchmarks.server import held
+from tests.benchmarks.server.starting import Fleet
 from tests.benchmarks.upstream import Upstream
 
 _RESULTS = Path(__file__).with_name("results")
+_PARTS = ("library", "server", "streams", "failure", "starting", "micro")
 
 
-async def _sections(
-    upstream: Upstream, core: int, options: argparse.Namespace, quiet: Quiet
-) -> list[Section]:
-    quick: bool = options.quick
-    parts: dict[str, Callable[[], Awaitable[list[Section]]]] = {}
-    sections = []
-    async with callers(upstream) as everyone:
-        parts["overhead"] = lambda: overhead.measure(everyone, quick=quick)
-        parts["streams"] = lambda: streams.measure(upstream, everyone, quick=quick)
-        parts["micro"] = lambda: micro.measure(everyone, quick=quick)
-        parts["failure"] = lambda: failure.measure(core, quick=quick)
-        parts["processes"] = lambda: _soon(upstream, quick=quick)
-        for name, part in parts.items():
-            if options.only and name not in options.only:
-                continue
-            quiet.look()
-            print(f"{name} ...", file=sys.stderr, flush=True)
-            try:
-                sections += await part()
-            except Exception as error:  # one broken part must not hide the others
-                traceback.print_exc()
-                told = f"{type(error).__name__}: {error}"
-                sections.append(Section(f"{name}: could not be measured", (), remarks=[told]))
-            quiet.look()
-    return sections
+class Run:
+    """One run: the parts asked for, what each brought and how long it took.
 
+    Args:
+        upstream: the stub everyone asks.
+        cores: who runs where.
+        quick: a round of short ones instead of three.
+        parts: which of them.
+    """
 
-async def _soon(upstream: Upstream, *, quick: bool) -> list[Section]:
-    return processes.measure(upstream, quick=quick)
+    def __init__(
+        self, upstream: Upstream, cores: Cores, *, quick: bool, parts: tuple[str, ...]
+    ) -> None:
+        self._upstream, self._cores = upstream, cores
+        self._quick, self._parts = quick, parts
+        self._took: list[list[str]] = []
+        self.sections: list[Section] = []
+        self.quiet = Quiet()
 
+    def all(self) -> None:
+        """Every part in turn; one that breaks is told of and does not hide the others."""
+        where = (self._upstream, self._cores)
+        quick, rounds = self._quick, 1 if self._quick else 3
+        seconds = 0.4 if quick else 0.5
+        if "library" in self._parts:
+            self._part("library", lambda: costs.measure(*where, rounds=rounds, seconds=seconds))
+        if {"server", "streams"} & set(self._parts):
+            self._part("server and streams", self._servers)
+        if "failure" in self._parts:
+            self._part("failure", lambda: failure.measure(*where, quick=quick))
+        if "starting" in self._parts:
+            self._part("starting", lambda: starting.measure(*where, quick=quick))
+        if "micro" in self._parts:
+            self._part("micro", lambda: micro.measure(*where, quick=quick))
+        total = sum(float(row[1]) for row in self._took)
+        rows = [*self._took, ["all", f"{total:.0f}"]]
+        self.sections.append(Section("How long it took", ("part", "s"), rows))
 
-async def _profile(upstream: Upstream, what: str, calls: int) -> None:
-    """Where the time goes: cProfile, dear functions first. Shares and counts, not microseconds."""
-    async with callers(upstream) as everyone:
-        gateway = everyone.gateway(stream=what == "stream")
-        make = generate(gateway)
-        if what == "hit":
-            await gateway.generate("the same", "creative")
-            subject = Subject(what, lambda _: gateway.generate("the same", "creative"), calls)
-        else:
-            subject = Subject(what, make, calls)
-        await interleave([subject], rounds=1, concurrency=64)
-        profile = cProfile.Profile()
-        profile.enable()
-        await interleave([subject], rounds=1, concurrency=64)
-        profile.disable()
-    pstats.Stats(profile).sort_stats("tottime").print_stats(45)
+    def _servers(self) -> list[Section]:
+        if compiled("load") is None:
+            why = "The load generator needs a C compiler (`cc`) and Linux."
+            return [Section("servers: not measured", (), remarks=[why])]
+        if shutil.which("taskset") is None and self._cores.subject >= 0:
+            return [Section("servers: not measured", (), remarks=["Needs `taskset`."])]
+        quick, rounds = self._quick, 1 if self._quick else 3
+        sections: list[Section] = []
+        with Fleet(self._upstream, self._cores, rounds=rounds) as fleet:
+            who = (self._upstream, self._cores, fleet.servers, fleet.wrong)
+            if "server" in self._parts:
+                seconds = 1.5 if quick else 2.5
+                sections += server_costs.measure(*who, rounds=rounds, seconds=seconds)
+            if "streams" in self._parts:
+                sections += held.measure(*who, seconds=1.0 if quick else 2.5)
+                sections += held.weigh(*who)
+            sections.append(fleet.told())
+        return sections
+
+    def _part(self, name: str, measure: Callable[[], list[Section]]) -> None:
+        began = time.perf_counter()
+        self._look()
+        print(f"== {name}", file=sys.stderr, flush=True)
+        try:
+            self.sections += measure()
+        except Exception as error:
+            traceback.print_exc()
+            told = f"{type(error).__name__}: {error}"
+            self.sections.append(Section(f"{name}: could not be measured", (), remarks=[told]))
+        self._look()
+        self._took.append([name, f"{time.perf_counter() - began:.0f}"])
+
+    def _look(self) -> None:
+        with self._cores.measuring():
+            self.quiet.look()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks", description="What the gateway costs."
+        prog="python -m tests.benchmarks", description="What the gateway costs, beside its peers."
     )
-    names = ("overhead", "streams", "micro", "failure", "processes")
-    parser.add_argument("--quick", action="store_true", help="fewer requests and rounds")
+    parser.add_argument("--quick", action="store_true", help="one round; some six minutes")
     parser.add_argument("--write", action="store_true", help="keep the report under results/")
-    parser.add_argument("--only", nargs="+", choices=names, help="only these parts")
-    parser.add_argument("--profile", choices=("json", "stream", "hit"), help="cProfile instead")
+    parser.add_argument("--only", nargs="+", choices=_PARTS, default=_PARTS, help="only these")
+    parser.add_argument(
+        "--install-peers", action="store_true", help=f"into {peers.PEERS}, then stop"
+    )
     options = parser.parse_args()
-    load, quiet, core = os.getloadavg(), Quiet(), pin()
-    with Upstream(core) as upstream, asyncio.Runner(loop_factory=new_loop) as runner:
-        if options.profile:
-            runner.run(_profile(upstream, options.profile, 2000))
-            return
-        sections = runner.run(_sections(upstream, core, options, quiet))
+    if options.install_peers:
+        peers.install()
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a thousand streams, both sides
+    load, cores = os.getloadavg(), Cores.split()
+    with Upstream(cores.other) as upstream:
+        run = Run(upstream, cores, quick=options.quick, parts=tuple(options.only))
+        run.all()
+        remarks = [
+            f"Peers: {peers.versions()}",
+            f"Upstream: a stub in {upstream.language}; load: our generator in C; subjects on core"
+            f" {cores.subject}, stub and load on core {cores.other}",
+        ]
     given = "".join(f" {argument}" for argument in sys.argv[1:])
-    report = document(header(quiet, given, load), sections)
+    report = document(header(run.quiet, given, load, remarks), run.sections)
     print(report)
     if options.write:
         date = time.strftime("%Y-%m-%d", time.gmtime())
-        path = _RESULTS / f"library_{slug(machine())}_{date}.md"
+        path = _RESULTS / f"bench_{slug(machine())}_{date}.md"
         path.parent.mkdir(exist_ok=True)
         path.write_text(report, encoding="utf-8")
         print(f"written to {path}", file=sys.stderr)

@@ -1,135 +1,50 @@
-"""Interleaved rounds, medians, ratios of one run, and how quiet the machine was meanwhile."""
+"""Rounds, medians, ratios of one run, and how quiet the machine was meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
-import cProfile
 import gc
-import itertools
 import os
 import statistics
-import sys
 import time
-import tracemalloc
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-
-_numbers = itertools.count(1)
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """Something whose cost is measured.
-
-    Args:
-        name: as the table says it.
-        call: does it once; given a number that never comes again, for prompts nobody asked before.
-        requests: how often in one round.
-        per: how many units (chunks) one call makes; costs are told per unit.
-    """
-
-    name: str
-    call: Callable[[int], Awaitable[object]]
-    requests: int
-    per: int = 1
 
 
 @dataclass(slots=True)
 class Series:
-    """One subject's rounds: CPU µs and wall µs per unit, oldest first."""
+    """One figure of one subject, round by round, oldest first."""
 
-    cpu_us: list[float] = field(default_factory=list)
-    wall_us: list[float] = field(default_factory=list)
-
-    @property
-    def cpu(self) -> float:
-        """Median CPU µs per unit."""
-        return statistics.median(self.cpu_us)
+    values: list[float] = field(default_factory=list)
 
     @property
-    def per_s(self) -> float:
-        """Median units per second."""
-        return 1e6 / statistics.median(self.wall_us)
+    def median(self) -> float:
+        """Of all rounds; NaN without any."""
+        return statistics.median(self.values) if self.values else float("nan")
 
     def times(self, other: Series) -> float:
-        """How many times as dear as `other`: the median of the ratios within each round."""
-        return statistics.median(a / b for a, b in zip(self.cpu_us, other.cpu_us, strict=True))
+        """How many times `other`: the median of the ratios within each round."""
+        pairs = zip(self.values, other.values, strict=False)
+        return Series([a / b for a, b in pairs if b]).median
 
     def above(self, other: Series) -> Series:
-        """What this costs above `other`, round by round."""
-        return Series([a - b for a, b in zip(self.cpu_us, other.cpu_us, strict=True)])
+        """What this is above `other`, round by round."""
+        return Series([a - b for a, b in zip(self.values, other.values, strict=False)])
+
+    def scaled(self, factor: float) -> Series:
+        """In another unit."""
+        return Series([value * factor for value in self.values])
 
 
-async def interleave(
-    subjects: Sequence[Subject], *, rounds: int, concurrency: int
-) -> dict[str, Series]:
-    """Measure A B C, A B C, ...: what disturbs one disturbs all."""
-    series = {subject.name: Series() for subject in subjects}
-    for subject in subjects:  # connections, caches, first-call imports
-        await _run(subject, concurrency, max(2 * concurrency, subject.requests // 10))
-    # What the peers' imports left behind must not be walked again by every full collection.
-    gc.collect()
-    gc.freeze()
-    for _ in range(rounds):
-        for subject in subjects:
-            gc.collect()
-            cpu, wall = time.process_time(), time.perf_counter()
-            await _run(subject, concurrency, subject.requests)
-            units = subject.requests * subject.per
-            series[subject.name].cpu_us.append((time.process_time() - cpu) / units * 1e6)
-            series[subject.name].wall_us.append((time.perf_counter() - wall) / units * 1e6)
-    gc.unfreeze()
-    return series
-
-
-async def _run(subject: Subject, concurrency: int, requests: int) -> None:
-    left = iter(range(requests))  # shared: each worker takes the next when it is free
-
-    async def work() -> None:
-        for _ in left:
-            await subject.call(next(_numbers))
-
-    await asyncio.gather(*(work() for _ in range(concurrency)))
-
-
-async def allocations(subject: Subject, requests: int = 500) -> tuple[float, float]:
-    """What one call leaves behind, and what it needs at its height, one call at a time.
-
-    Returns:
-        memory blocks still allocated per call after a full collection; KiB at the peak of one.
-    """
-    await _run(subject, 1, 50)
-    gc.collect()
-    blocks = sys.getallocatedblocks()
-    await _run(subject, 1, requests)
-    gc.collect()
-    kept = (sys.getallocatedblocks() - blocks) / requests
-    peaks = []
-    tracemalloc.start()
-    for _ in range(20):
-        before, _ = tracemalloc.get_traced_memory()
-        tracemalloc.reset_peak()
-        await subject.call(next(_numbers))
-        peaks.append((tracemalloc.get_traced_memory()[1] - before) / 1024)
-    tracemalloc.stop()
-    return kept, statistics.median(peaks)
-
-
-async def function_calls(subject: Subject, requests: int = 300) -> float:
-    """How many function calls one call makes, coroutines resumed and C functions included.
-
-    The one figure a busy machine cannot move.
-    """
-    await _run(subject, 1, 50)
-    profile = cProfile.Profile()
-    profile.enable()
-    await _run(subject, 1, requests)
-    profile.disable()
-    return sum(entry.callcount for entry in profile.getstats()) / requests
+def percentile(values: Iterable[float], share: float) -> float:
+    """The value below which `share` of all values lie (nearest rank); NaN without any."""
+    ranked = sorted(values)
+    return ranked[min(len(ranked) - 1, int(share * len(ranked)))] if ranked else float("nan")
 
 
 def timed(call: Callable[[], object], times: int, *, rounds: int = 7) -> Series:
-    """Measure something synchronous; the loop around it is subtracted."""
+    """CPU µs of something synchronous; the loop around it is subtracted."""
     series = Series()
     for _ in range(rounds):
         gc.collect()
@@ -140,8 +55,7 @@ def timed(call: Callable[[], object], times: int, *, rounds: int = 7) -> Series:
         for _ in range(times):
             call()
         cost = (time.process_time() - start) - (start - empty)
-        series.cpu_us.append(cost / times * 1e6)
-        series.wall_us.append(series.cpu_us[-1])
+        series.values.append(cost / times * 1e6)
     return series
 
 
@@ -175,22 +89,37 @@ def new_loop() -> asyncio.AbstractEventLoop:
     return new_event_loop()
 
 
-def pin() -> int:
-    """Pin this process to its first core.
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """Who runs where; -1 is anywhere, where there is no choice.
 
-    Returns:
-        the core the stub should take, -1 if there is no choice.
+    Args:
+        subject: what is measured, nothing else.
+        other: the stub, the load, and this process while it waits.
     """
-    if not hasattr(os, "sched_setaffinity"):
-        return -1
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        return -1
-    os.sched_setaffinity(0, {cores[0]})
-    return cores[1]
 
+    subject: int
+    other: int
 
-def percentile(values: Iterable[float], share: float) -> float:
-    """The value below which `share` of all values lie (nearest rank)."""
-    ranked = sorted(values)
-    return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
+    @classmethod
+    def split(cls) -> Cores:
+        """Take the first two cores of this process, and move it to the second."""
+        if not hasattr(os, "sched_setaffinity"):
+            return cls(-1, -1)
+        allowed = sorted(os.sched_getaffinity(0))
+        if len(allowed) < 2:
+            return cls(-1, -1)
+        os.sched_setaffinity(0, {allowed[1]})
+        return cls(allowed[0], allowed[1])
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """This process is itself what is measured for a while."""
+        if self.subject < 0:
+            yield
+            return
+        os.sched_setaffinity(0, {self.subject})
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, {self.other})

@@ -1,11 +1,12 @@
 """A fast pretended OpenAI backend in a process of its own, one port per pretended backend.
 
-    python tests/benchmarks/stub.py [--ports 3] [--cpu 1] [--exact]
+    python tests/benchmarks/stub.py [--ports 3] [--cpu 1]
 
-Prints its ports as one JSON line and runs until its standard input is closed, so it never outlives
-whoever started it. Control, on each port: `GET /__set?mode=ok|error|hang&delay_s=0&interval_s=0`
-and `GET /__stats`. With `interval_s` 0 all 64 events leave in one write ("burst"), otherwise one
-event per write and interval ("paced").
+Serves where no C compiler is; else `native/stub.c` does, with the answers made here. Prints its
+ports as one JSON line and runs until its standard input is closed, so it never outlives whoever
+started it. Control, on each port: `GET /__set?mode=ok|error|hang&delay_s=0&interval_s=0` and
+`GET /__stats`. With `interval_s` 0 all 64 events leave in one write ("burst"), otherwise one event
+per write and interval ("paced").
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ import asyncio
 import json
 import os
 import re
-import selectors
 import sys
+import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import cast
 from urllib.parse import parse_qs, urlsplit
 
 EVENTS = 64
+STAMP = "0" * 16  # the stub in C puts the microsecond of sending here, in paced streams
+TOKENS = EVENTS - 2  # the first event bears the role, the last the reason it ended
 _STREAM = re.compile(rb'"stream":\s*true')
 _LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
 _CONTENT = (
@@ -47,7 +50,11 @@ def _framed(data: bytes) -> bytes:
 
 def _event(number: int) -> bytes:
     first, last = number == 0, number == EVENTS - 1
-    delta = {"role": "assistant", "content": ""} if first else {"content": f" token{number:02d}"}
+    delta = (
+        {"role": "assistant", "content": ""}
+        if first
+        else {"content": f" token{number:02d} {STAMP}"}
+    )
     chunk = {
         "id": "chatcmpl-B9MBs8CjcvOU2jLn4n570S5qMJKcT",
         "object": "chat.completion.chunk",
@@ -122,6 +129,7 @@ class Port:
     interval_s: float = 0.0
     requests: int = 0
     connections: int = 0
+    first_us: int = 0  # when it first answered after it was last told how to behave
 
 
 class Exchange(asyncio.Protocol):
@@ -154,6 +162,7 @@ class Exchange(asyncio.Protocol):
     def _control(self, target: str) -> bytes:
         address, port = urlsplit(target), self._port
         for name, values in parse_qs(address.query).items():
+            port.first_us = 0
             setattr(port, name, values[0] if name == "mode" else float(values[0]))
         return _answer("200 OK", asdict(port))
 
@@ -169,6 +178,7 @@ class Exchange(asyncio.Protocol):
 
     def _send(self, stream: bool) -> None:
         port = self._port
+        port.first_us = port.first_us or time.monotonic_ns() // 1000
         if port.mode == "error":
             self._transport.write(ERROR)
         elif not stream:
@@ -209,20 +219,14 @@ def _fast_loop() -> asyncio.AbstractEventLoop:
     return new_event_loop()
 
 
-def _exact_loop() -> asyncio.AbstractEventLoop:
-    """select() takes microseconds; epoll, kqueue and libuv round timers up to a millisecond."""
-    return asyncio.SelectorEventLoop(selectors.SelectSelector())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="a fast pretended OpenAI backend")
     parser.add_argument("--ports", type=int, default=3)
     parser.add_argument("--cpu", type=int, default=-1, help="pin to this core")
-    parser.add_argument("--exact", action="store_true", help="delays exact to some 0.1 ms")
     options = parser.parse_args()
     if options.cpu >= 0 and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {options.cpu})
-    with asyncio.Runner(loop_factory=_exact_loop if options.exact else _fast_loop) as runner:
+    with asyncio.Runner(loop_factory=_fast_loop) as runner:
         runner.run(serve(options.ports))
 
 

@@ -9,16 +9,37 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _PATIENCE_S = 60.0
-QUESTION = {
-    "messages": [{"role": "user", "content": "What is the capital of France?"}],
-    "temperature": 0.2,
-}
+_SETTLED = 0.1  # of a core: what a server that has nothing to do may use
+_NUMBER = "#" * 16  # the load generator puts a number here that never comes again
+
+
+def question(content: str) -> dict[str, Any]:
+    """What every server is asked, but for model and stream."""
+    return {"messages": [{"role": "user", "content": content}], "temperature": 0.2}
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What a server is asked for, so that it puts to its upstream the question others put.
+
+    Args:
+        whole: for an answer in one piece, asked of the upstream in one piece.
+        stream: for a stream.
+    """
+
+    whole: str
+    stream: str = ""
+
+    def of(self, *, stream: bool) -> str:
+        """The model for one of the two."""
+        return self.stream if stream and self.stream else self.whole
 
 
 class Server:
@@ -27,7 +48,7 @@ class Server:
     Args:
         command: how it is started.
         port: where it listens on the loopback.
-        model: what it is asked for.
+        models: what it is asked for.
         core: the core all its processes are pinned to.
         path: of its chat completions.
         headers: what each request must bear.
@@ -43,17 +64,17 @@ class Server:
         command: Sequence[str],
         port: int,
         *,
-        model: str,
+        models: Models,
         core: int,
         folder: Path,
         path: str = "/v1/chat/completions",
         headers: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.port, self.path, self.model = port, path, model
+        self.port, self.path, self.models = port, path, models
         self.headers = {"content-type": "application/json", **(headers or {})}
         self.start_s = 0.0
-        self._command = ["taskset", "-c", str(core), *command]
+        self._command = ["taskset", "-c", str(core), *command] if core >= 0 else [*command]
         self._environment = {**os.environ, **(environment or {})}
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
@@ -69,20 +90,36 @@ class Server:
         """Resident memory of all its processes."""
         return sum(int(fields[21]) for fields in self._each()) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
-    def ask(self, *, stream: bool = False) -> int:
-        """Ask once; the status, or 0 if there is no answer."""
-        body = json.dumps({"model": self.model, "stream": stream, **QUESTION})
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+    def ask(self, *, stream: bool = False, model: str = "") -> tuple[int, bytes]:
+        """Ask once; the status and the body, status 0 if there is no answer."""
+        asked = {"model": model or self.models.of(stream=stream), "stream": stream}
+        body = json.dumps({**asked, **question("What is the capital of France?")})
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
             connection.request("POST", self.path, body, dict(self.headers))
             response = connection.getresponse()
-            text = response.read()
+            return response.status, response.read()
         except (OSError, http.client.HTTPException):
-            return 0
+            return 0, b""
         finally:
             connection.close()
-        whole = b"choices" in text and (not stream or b"[DONE]" in text)
-        return response.status if whole or response.status != 200 else 0
+
+    def request(self, *, stream: bool, model: str = "") -> bytes:
+        """A whole request with a place for the load generator's number."""
+        asked = {"model": model or self.models.of(stream=stream), "stream": stream}
+        body = json.dumps({**asked, **question(f"What is the capital of country {_NUMBER}?")})
+        headers = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
+        head = f"POST {self.path} HTTP/1.1\r\nhost: 127.0.0.1:{self.port}\r\n{headers}"
+        return f"{head}content-length: {len(body)}\r\n\r\n{body}".encode()
+
+    def settle(self, patience_s: float = 10.0) -> None:
+        """Wait until it has worked off what was left, so that it does not disturb the next."""
+        end = time.perf_counter() + patience_s
+        while time.perf_counter() < end:
+            began = self.cpu_s()
+            time.sleep(0.1)
+            if self.cpu_s() - began <= _SETTLED * 0.1:
+                return
 
     def _each(self) -> list[list[str]]:
         """The fields of /proc/PID/stat after the name, of each process of the group."""
@@ -108,11 +145,11 @@ class Server:
                 env=self._environment,
                 start_new_session=True,
             )
-        while self.ask() != 200:
+        while self.ask()[0] != 200:
             if self._process.poll() is not None or time.perf_counter() > began + _PATIENCE_S:
                 self.__exit__(None, None, None)
                 said = (self._folder / "output.log").read_text(errors="replace")[-600:]
-                raise RuntimeError(f"no answer from {self._command[3]}: {said}")
+                raise RuntimeError(f"no answer: {said}")
             time.sleep(0.02)
         self.start_s = time.perf_counter() - began
         return self

@@ -1,19 +1,18 @@
-"""Who is compared, and how each is started. A peer that is not installed is left out."""
+"""Who is compared, and how each is started, plain or with a backup to fall back to."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks.server.processes import Server
-
-PEERS = Path(".peers")
-"""Where `python -m tests.benchmarks.server --install-peers` puts them."""
+from tests.benchmarks.peers import binary, portkey
+from tests.benchmarks.report import ROOT
+from tests.benchmarks.server.processes import Models, Server
 
 _NGINX = """
 daemon off; worker_processes 1; pid nginx.pid; error_log nginx.log;
@@ -35,29 +34,78 @@ _OURS = """
 [modes.creative]
 [[modes.creative.targets]]
 kind = "openai"
-base_url = "http://127.0.0.1:{stub}/v1"
+base_url = "http://127.0.0.1:{0}/v1"
 model = "pretended"
-stream_upstream = {streamed}
 [modes.fast]
 [[modes.fast.targets]]
 kind = "openai"
-base_url = "http://127.0.0.1:{stub}/v1"
+base_url = "http://127.0.0.1:{1}/v1"
 model = "pretended"
+stream_upstream = false
 [server]
 port = {port}
 log = "json"
 """
+# As in the library's failures: an attempt may take 1 s, and 0.3 s without a first token is slow.
+_OURS_FAILOVER = """
+[circuit]
+slow_s = 0.3
+early_probe_s = 5
+"""
 _LITELLM = """
 model_list:
-  - model_name: pretended
+  - model_name: primary
     litellm_params:
       model: openai/pretended
-      api_base: http://127.0.0.1:{stub}/v1
+      api_base: http://127.0.0.1:{0}/v1
+      api_key: unused
+  - model_name: backup
+    litellm_params:
+      model: openai/pretended
+      api_base: http://127.0.0.1:{1}/v1
       api_key: unused
 """
+_LITELLM_FAILOVER = """
+router_settings:
+  fallbacks: [{primary: [backup]}]
+  timeout: 1
+  num_retries: 1
+  retry_after: 0
+  allowed_fails: 3
+  cooldown_time: 5
+"""
+# request_timeout is its only limit on an answer in one piece, and spans the fallback, too.
+_FERROGW = "strategy: {mode: fallback}\ntargets:\n  - virtual_key: openai\n"
+_FERROGW_FAILOVER = """
+request_timeout: 3s
+strategy: {mode: fallback}
+targets:
+  - virtual_key: openai
+    circuit_breaker: {failure_threshold: 5, success_threshold: 1, timeout: 5s}
+  - virtual_key: deepseek
+    model_map: {gpt-4o-mini: deepseek-chat}
+"""
 
-Start = Callable[[int, int, Path], Server | None]
-"""From the stub's port, the core and an empty folder to a server, or None if not installed."""
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a server runs, and before what.
+
+    Args:
+        stubs: the ports of the primary and of the backup.
+        core: its core.
+        folder: an empty one of its own.
+        failover: whether it is to fall back to the backup, an attempt lasting 1 s at most.
+    """
+
+    stubs: Sequence[int]
+    core: int
+    folder: Path
+    failover: bool = False
+
+
+Start = Callable[[Place], Server | None]
+"""A server, or None if it is not installed."""
 
 
 def _port() -> int:
@@ -66,156 +114,146 @@ def _port() -> int:
         return int(listener.getsockname()[1])
 
 
-def nginx(stub: int, core: int, folder: Path) -> Server | None:
+def nginx(place: Place) -> Server | None:
     """The limit: no features."""
-    if shutil.which("nginx") is None:
+    if shutil.which("nginx") is None or place.failover:
+        return None
+    port, folder = _port(), place.folder
+    (folder / "nginx.conf").write_text(_NGINX.format(port=port, stub=place.stubs[0]))
+    command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")]
+    return Server(command, port, models=Models("pretended"), core=place.core, folder=folder)
+
+
+def bare(place: Place) -> Server | None:
+    """Uvicorn with our own HTTP client and JSON both ways, and nothing else."""
+    if place.failover:
         return None
     port = _port()
-    (folder / "nginx.conf").write_text(_NGINX.format(port=port, stub=stub))
-    command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")]
-    return Server(command, port, model="pretended", core=core, folder=folder)
-
-
-def bare(stub: int, core: int, folder: Path) -> Server | None:
-    """Uvicorn with our own HTTP client and JSON both ways, and nothing else."""
-    port = _port()
-    script = Path(__file__).with_name("bare.py").resolve()
-    command = [sys.executable, str(script), str(port), str(stub)]
-    root = str(Path(__file__).resolve().parents[3])
-    environment = {"PYTHONPATH": root}
+    command = [sys.executable, "-m", "tests.benchmarks.server.bare", str(port)]
     return Server(
-        command, port, model="pretended", core=core, folder=folder, environment=environment
+        [*command, str(place.stubs[0])],
+        port,
+        models=Models("pretended"),
+        core=place.core,
+        folder=place.folder,
+        environment={"PYTHONPATH": str(ROOT)},
     )
 
 
-def ours(*, streamed: bool = False, runner: str = "uvicorn") -> Start:
-    """The gateway, everything on; `streamed` asks upstream for streams always, as it is shipped."""
+def ours(runner: str) -> Start:
+    """The gateway with everything on; streams always from upstream in `creative`, as shipped."""
 
-    def start(stub: int, core: int, folder: Path) -> Server | None:
+    def start(place: Place) -> Server | None:
         port = _port()
-        flag = "true" if streamed else "false"
-        config = folder / "config.toml"
-        config.write_text(_OURS.format(stub=stub, port=port, streamed=flag))
-        command = [sys.executable, "-m", "gateway", "serve", "-c", str(config)]
-        if runner != "uvicorn":
-            command += ["--runner", runner]
-        root = str(Path(__file__).resolve().parents[3])
-        environment = {"PYTHONPATH": root}
+        config = place.folder / "config.toml"
+        text = _OURS.format(*place.stubs[:2], port=port)
+        if place.failover:
+            text = (
+                text.replace(".creative]\n[", ".creative]\nfirst_token_s = 1\n[") + _OURS_FAILOVER
+            )
+        config.write_text(text)
+        command = [sys.executable, "-m", "gateway", "serve", "-c", str(config), "--runner", runner]
         return Server(
-            command, port, model="creative", core=core, folder=folder, environment=environment
+            command,
+            port,
+            models=Models("creative" if place.failover else "fast", "creative"),
+            core=place.core,
+            folder=place.folder,
+            environment={"PYTHONPATH": str(ROOT)},
         )
 
     return start
 
 
-def ferrogw(stub: int, core: int, folder: Path) -> Server | None:
+def ferrogw(place: Place) -> Server | None:
     """A Go gateway from a wheel. By default it limits each address to a few requests a second."""
-    binary = PEERS / "ferrogw/bin/ferrogw"
-    if not binary.exists():
+    program = binary("ferrogw", "ferrogw")
+    if program is None:
         return None
-    port = _port()
-    (folder / "config.yaml").write_text(
-        "strategy: {mode: fallback}\ntargets:\n  - virtual_key: openai\n"
-    )
+    port, config = _port(), place.folder / "config.yaml"
+    config.write_text(_FERROGW_FAILOVER if place.failover else _FERROGW)
     environment = {
-        "GATEWAY_CONFIG": str(folder / "config.yaml"),
+        "GATEWAY_CONFIG": str(config),
         "MASTER_KEY": "fgw_bench",
         "OPENAI_API_KEY": "sk-unused",
-        "OPENAI_BASE_URL": f"http://127.0.0.1:{stub}",
+        "OPENAI_BASE_URL": f"http://127.0.0.1:{place.stubs[0]}",
         "PORT": str(port),
         "RATE_LIMIT_RPS": "0",
         "GOMAXPROCS": "1",
     }
+    if place.failover:
+        environment["DEEPSEEK_API_KEY"] = "sk-unused"
+        environment["DEEPSEEK_BASE_URL"] = f"http://127.0.0.1:{place.stubs[1]}"
     return Server(
-        [str(binary.resolve()), "serve"],
+        [str(program), "serve"],
         port,
-        model="gpt-4o-mini",
-        core=core,
-        folder=folder,
+        models=Models("gpt-4o-mini"),
+        core=place.core,
+        folder=place.folder,
         headers={"authorization": "Bearer fgw_bench"},
         environment=environment,
     )
 
 
-def portkey(stub: int, core: int, folder: Path) -> Server | None:
-    """A TypeScript gateway from npm."""
-    script = PEERS / "portkey/node_modules/@portkey-ai/gateway/build/start-server.js"
-    if not script.exists() or shutil.which("node") is None:
+def by_portkey(place: Place) -> Server | None:
+    """A TypeScript gateway from npm, told in a header where to go."""
+    script = portkey()
+    if script is None or shutil.which("node") is None:
         return None
     port = _port()
+    hosts = [f"http://127.0.0.1:{stub}/v1" for stub in place.stubs[:2]]
+    target = {"provider": "openai", "api_key": "unused", "request_timeout": 1000}
+    targets = [{**target, "custom_host": host} for host in hosts]
+    plain = {
+        "x-portkey-provider": "openai",
+        "x-portkey-custom-host": hosts[0],
+        "authorization": "Bearer unused",
+    }
+    config = json.dumps({"strategy": {"mode": "fallback"}, "targets": targets})
     return Server(
-        ["node", str(script.resolve()), f"--port={port}", "--headless"],
+        ["node", str(script), f"--port={port}", "--headless"],
         port,
-        model="pretended",
-        core=core,
-        folder=folder,
-        headers={
-            "x-portkey-provider": "openai",
-            "x-portkey-custom-host": f"http://127.0.0.1:{stub}/v1",
-            "authorization": "Bearer unused",
-        },
+        models=Models("pretended"),
+        core=place.core,
+        folder=place.folder,
+        headers={"x-portkey-config": config} if place.failover else plain,
         # Without it, it refuses upstreams on the loopback.
         environment={"TRUSTED_CUSTOM_HOSTS": "127.0.0.1,localhost"},
     )
 
 
-def litellm(stub: int, core: int, folder: Path) -> Server | None:
-    """LiteLLM's proxy, OpenTelemetry beside it: without, it retries an import each request."""
-    binary = PEERS / "litellm/bin/litellm"
-    if not binary.exists():
+def litellm(place: Place) -> Server | None:
+    """LiteLLM's proxy."""
+    program = binary("litellm", "litellm")
+    if program is None:
         return None
-    port = _port()
-    (folder / "config.yaml").write_text(_LITELLM.format(stub=stub))
-    command = [str(binary.resolve()), "--config", str(folder / "config.yaml"), "--port", str(port)]
+    port, config = _port(), place.folder / "config.yaml"
+    failover = _LITELLM_FAILOVER if place.failover else ""
+    config.write_text(_LITELLM.format(*place.stubs[:2]) + failover)
     environment = {
         "LITELLM_LOG": "ERROR",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
     }
     return Server(
-        [*command, "--host", "127.0.0.1"],
+        [str(program), "--config", str(config), "--port", str(port), "--host", "127.0.0.1"],
         port,
-        model="pretended",
-        core=core,
-        folder=folder,
+        models=Models("primary"),
+        core=place.core,
+        folder=place.folder,
         environment=environment,
     )
 
 
-OURS = "gateway"
-WHOLE = "gateway, upstream not streamed"
+NGINX, BARE, OURS, GRANIAN = "nginx", "uvicorn + bare client", "gateway", "gateway on granian"
+FERROGW, PORTKEY, LITELLM = "ferrogw", "Portkey", "LiteLLM proxy"
+PEERS = (FERROGW, PORTKEY, LITELLM)
 SUBJECTS: dict[str, Start] = {
-    "nginx (the limit)": nginx,
-    "uvicorn, bare client": bare,
-    OURS: ours(streamed=True),
-    WHOLE: ours(),
-    "gateway on granian": ours(streamed=True, runner="granian"),
-    "ferrogw": ferrogw,
-    "portkey": portkey,
-    "litellm proxy": litellm,
+    NGINX: nginx,
+    BARE: bare,
+    OURS: ours("uvicorn"),
+    GRANIAN: ours("granian"),
+    FERROGW: ferrogw,
+    PORTKEY: by_portkey,
+    LITELLM: litellm,
 }
-
-
-_RUNS = itertools.count()
-
-
-def lua(server: Server, *, stream: bool) -> str:
-    """A script for wrk: every question is new, so that nobody answers from a cache."""
-    body = json.dumps({"model": server.model, "stream": stream, "temperature": 0.2})[:-1]
-    headers = "".join(f'wrk.headers["{k}"] = "{v}"\n' for k, v in server.headers.items())
-    return f"""
-wrk.method = "POST"
-{headers}
-local count = 0
-function request()
-  count = count + 1
-  local body = '{body}, "messages": [{{"role": "user", "content": "What is the capital of '
-    .. 'country {next(_RUNS)}-' .. count .. '?"}}]}}'
-  return wrk.format(nil, nil, nil, body)
-end
-function done(s, l, r)
-  io.write(string.format("RESULT %d %d %d %d %d\\n", s.requests, s.duration,
-    s.errors.connect + s.errors.read + s.errors.write + s.errors.status + s.errors.timeout,
-    l:percentile(50), l:percentile(99)))
-end
-"""
