@@ -134,28 +134,15 @@ class Window:
         """
         if not 0.0 <= p <= 100.0:
             raise ValueError(f"a percentile lies within 0..100, got {p}")
-        ordered = self._order()
-        if not ordered:
-            return 0.0
-        rank = (len(ordered) - 1) * p / 100.0
-        low = int(rank)
-        if rank == low:
-            return ordered[low]
-        a, b = ordered[low], ordered[low + 1]
-        return min(a + (b - a) * (rank - low), b)  # rounding must not pass b
+        return percentile_of(self._order(), p)
 
     def median(self) -> float:
         """The middle value, or the mean of the two middle ones; 0.0 while empty."""
-        ordered = self._order()
-        n = len(ordered)
-        if n % 2:
-            return ordered[n // 2]
-        return (ordered[n // 2 - 1] + ordered[n // 2]) / 2.0 if n else 0.0
+        return median_of(self._order())
 
     def mad(self) -> float:
         """The median absolute deviation from the median; 0.0 while empty."""
-        ordered = self._order()
-        return _median_deviation(ordered, self.median()) if ordered else 0.0
+        return mad_of(self._order())
 
     def _order(self) -> list[float]:
         if self._sorted is None:
@@ -190,13 +177,35 @@ class Window:
             setattr(self, name, getattr(fresh, name))
 
 
-def _median_deviation(ordered: list[float], centre: float) -> float:
-    """The median of |x - centre| over sorted values, in O(log n).
+def percentile_of(ordered: list[float], p: float) -> float:
+    """The value below which `p` per cent of sorted values lie, between ranks; 0.0 of none."""
+    if not ordered:
+        return 0.0
+    rank = (len(ordered) - 1) * p / 100.0
+    low = int(rank)
+    if rank == low:
+        return ordered[low]
+    a, b = ordered[low], ordered[low + 1]
+    return min(a + (b - a) * (rank - low), b)  # rounding must not pass b
 
-    Seen from the centre, the values below and those above are two sorted runs of deviations. The
+
+def median_of(ordered: list[float]) -> float:
+    """The middle of sorted values, or the mean of the two in the middle; 0.0 of none."""
+    n = len(ordered)
+    if n % 2:
+        return ordered[n // 2]
+    return (ordered[n // 2 - 1] + ordered[n // 2]) / 2.0 if n else 0.0
+
+
+def mad_of(ordered: list[float]) -> float:
+    """The median absolute deviation of sorted values from their median, in O(log n); 0.0 of none.
+
+    Seen from the median, the values below and those above are two sorted runs of deviations. The
     nearer half of all is the nearest i of those below and the nearest j above: bisect for i.
     """
-    n = len(ordered)
+    if not ordered:
+        return 0.0
+    n, centre = len(ordered), median_of(ordered)
     half = (n + 1) // 2
     middle = bisect_left(ordered, centre)
     low, high = max(0, half - (n - middle)), min(middle, half)
