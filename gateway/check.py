@@ -12,6 +12,7 @@ import msgspec
 from gateway.config import Config
 from gateway.errors import ConfigError, ErrorKind, UpstreamError
 from gateway.modes import ModeOptions, TargetOptions
+from gateway.providers.address import shown
 from gateway.providers.base import Call, Provider
 from gateway.providers.capabilities import KINDS, capabilities
 from gateway.registry import Clients, build_provider, build_store, resolve
@@ -150,7 +151,7 @@ def _candidate(mode: ModeOptions, number: int) -> _Candidate:
         mode=mode.name,
         table=f"modes.{mode.name}.targets[{number}]",
         kind=options.kind,
-        where=address,
+        where=shown(address),
         model=options.model,
     )
     return _Candidate(found, options, mode)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+from typing import Final
+from urllib.parse import parse_qsl, urlsplit
 
 from gateway.errors import ConfigError
 from gateway.modes import TargetOptions
 from gateway.transport.base import Origin, header_line, request_head
+
+_SECRET_LENGTH: Final = 8
 
 
 def address(
@@ -44,3 +47,21 @@ def address(
         return origin, request_head("POST", path, origin, headers.items())
     except ValueError as error:
         raise ConfigError(str(error), key="headers") from None
+
+
+def shown(base_url: str) -> str:
+    """An address as people may see it: some put a key into its query, or before its host."""
+    scheme, _, rest = base_url.partition("?")[0].partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if rest else scheme
+
+
+def secrets(options: TargetOptions, api_key: str | None) -> tuple[str, ...]:
+    """What no error may show, were the server to quote its request: the key, and what extra
+    headers or the address's query say, unless it is too short to be one. The longest first: one
+    may hold another.
+    """
+    query = parse_qsl(urlsplit(options.base_url).query)
+    said = [*options.headers.values(), *(value for _, value in query)]
+    # A header such as `authorization: Basic ...` may be quoted without its scheme.
+    found = {word for text in said for word in (text, *text.split()) if len(word) >= _SECRET_LENGTH}
+    return tuple(sorted(found | ({api_key} if api_key else set()), key=len, reverse=True))

@@ -52,7 +52,7 @@ def upstream_error(error: BaseException, *, kind: str, target: str, begun: bool)
     event = getattr(error, "body", None)
     if isinstance(event, dict):  # openai's APIError: an error event within a stream
         return parse_event_error(event, kind=kind, target=target)
-    said = presentable(f"{type(error).__name__}: {error}", None)
+    said = presentable(f"{type(error).__name__}: {error}", ())
     lost = isinstance(error, OSError) or not _CONNECTION.isdisjoint(names)
     if lost and begun:
         return StreamInterrupted(f"{target} was cut short: {said}", target=target)

@@ -9,6 +9,7 @@ that ends a choice, and every event without choices take it, because that is whe
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,12 +94,12 @@ class CarefulDecoder:
     Args:
         kind: the backend's kind, see `capabilities`.
         target: the target's name, for errors.
-        secret: the credential, which no error may show.
+        secrets: credentials, which no error may show.
     """
 
     kind: str
     target: str
-    secret: str | None = field(default=None, repr=False)
+    secrets: Sequence[str] = field(default=(), repr=False)
 
     def chunk(self, payload: bytes) -> Chunk | None:
         """Decode any event or whole answer. None if it says nothing at all (a ping).
@@ -120,7 +121,7 @@ class CarefulDecoder:
 
     def error(self, payload: object) -> UpstreamError:
         """The error that an event means, see `parse_event_error`."""
-        return parse_event_error(payload, kind=self.kind, target=self.target, secret=self.secret)
+        return parse_event_error(payload, kind=self.kind, target=self.target, secrets=self.secrets)
 
     def malformed(self, what: str) -> UpstreamUnavailable:
         """The error for an answer that is no answer."""

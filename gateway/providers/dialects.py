@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
@@ -133,7 +133,7 @@ def parse_error(
     kind: str,
     target: str,
     now: float | None = None,
-    secret: str | None = None,
+    secrets: Sequence[str] = (),
 ) -> UpstreamError:
     """Turn an answer that is no 2xx into the error it means. Never raises.
 
@@ -144,23 +144,23 @@ def parse_error(
         kind: the backend's kind, see `capabilities`: codes differ in meaning.
         target: for the error's `target` and message.
         now: Unix seconds, for a Retry-After that is a date beside no `Date` header.
-        secret: a credential that must not appear in the message.
+        secrets: credentials that must not appear in it.
     """
     words = read(body)
     what = _known(words, status, kind) or _by_status(status)
     said = words.message or words.code or "no more was said"
     return _CLASSES.get(what, UpstreamUnavailable)(
-        f"{target} answered {status}: {presentable(said, secret)}",
+        f"{target} answered {status}: {presentable(said, secrets)}",
         kind=what,
         target=target,
         status=status,
-        upstream_code=(words.code or words.type)[:100] or None,
+        upstream_code=presentable(words.code or words.type, secrets)[:100] or None,
         retry_after=retry_after(headers, now=now),
     )
 
 
 def parse_event_error(
-    payload: object, *, kind: str, target: str, secret: str | None = None
+    payload: object, *, kind: str, target: str, secrets: Sequence[str] = ()
 ) -> UpstreamError:
     """Turn an error inside a 200 into the error it means. Never raises.
 
@@ -172,7 +172,7 @@ def parse_event_error(
         payload: the event: decoded, or the bytes of an event named `error`.
         kind: the backend's kind.
         target: for the error's `target` and message.
-        secret: a credential that must not appear in the message.
+        secrets: credentials that must not appear in it.
     """
     finish = broken_finish(payload)
     if finish == "abort":
@@ -184,10 +184,10 @@ def parse_event_error(
     what = (None if finish else _known(words, status, kind)) or ErrorKind.SERVER
     said = words.message or words.code or "no more was said"
     return _CLASSES.get(what, UpstreamUnavailable)(
-        f"{target} failed within its answer: {presentable(said, secret)}",
+        f"{target} failed within its answer: {presentable(said, secrets)}",
         kind=what,
         target=target,
-        upstream_code=(words.code or words.type)[:100] or None,
+        upstream_code=presentable(words.code or words.type, secrets)[:100] or None,
     )
 
 

@@ -19,7 +19,7 @@ import msgspec
 from gateway.errors import ConfigError, ErrorKind, UpstreamError, UpstreamUnavailable
 from gateway.generation import Usage
 from gateway.modes import TargetOptions
-from gateway.providers.address import address
+from gateway.providers.address import address, secrets
 from gateway.providers.capabilities import capabilities
 from gateway.providers.dialects import parse_error, parse_event_error
 from gateway.transport.base import Client, Response
@@ -115,7 +115,7 @@ class HTTPEmbedder:
         self.headers_s = options.headers_s
         self._kind = options.kind
         self._client = client
-        self._secret = api_key
+        self._secrets = secrets(options, api_key)
         self._origin, self._head = address(
             options.base_url or row.base_url,
             "embeddings",
@@ -161,7 +161,7 @@ class HTTPEmbedder:
             body[:65536],
             kind=self._kind,
             target=self.name,
-            secret=self._secret,
+            secrets=self._secrets,
         )
 
     def _read(self, answer: bytes, *, wants_base64: bool) -> Vectors:
@@ -175,7 +175,9 @@ class HTTPEmbedder:
                 ErrorKind.MALFORMED, "something that is no list of vectors"
             ) from None
         if "data" not in fields and ("error" in fields or "code" in fields):
-            raise parse_event_error(answer, kind=self._kind, target=self.name, secret=self._secret)
+            raise parse_event_error(
+                answer, kind=self._kind, target=self.name, secrets=self._secrets
+            )
         if not data.startswith(b"["):
             raise self._broken(ErrorKind.MALFORMED, "something that is no list of vectors")
         first = _FIRST_VECTOR.search(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -89,9 +90,9 @@ def _plain(text: str) -> str:
     return _TAG.sub(" ", text[: 16 * MAX_WORDS]) if "<" in text else text
 
 
-def presentable(words: str, secret: str | None) -> str:
+def presentable(words: str, secrets: Sequence[str]) -> str:
     """An upstream's words on one line, bounded, without anything that looks like a credential."""
-    if secret:
+    for secret in secrets:
         words = words.replace(secret, "[redacted]")
     words = _SECRET.sub("[redacted]", words[: 4 * MAX_WORDS])
     return " ".join(words.split())[:MAX_WORDS]

@@ -22,7 +22,7 @@ from gateway.errors import (
 )
 from gateway.modes import TargetOptions
 from gateway.providers import qwen
-from gateway.providers.address import address
+from gateway.providers.address import address, secrets
 from gateway.providers.base import Call, Reply
 from gateway.providers.capabilities import Continuation, capabilities
 from gateway.providers.decoding import CarefulDecoder
@@ -80,7 +80,7 @@ class OpenAICompatible:
         self.streams = options.stream_upstream or known.stream_only
         self._headers_s = options.headers_s
         self._client = client
-        self._decoder = CarefulDecoder(options.kind, self.name, api_key)
+        self._decoder = CarefulDecoder(options.kind, self.name, secrets(options, api_key))
         self._origin, self._head = address(
             base_url, "chat/completions", options, api_key, accept=_ACCEPT
         )
@@ -181,7 +181,7 @@ class OpenAICompatible:
             body,
             kind=self._kind,
             target=self.name,
-            secret=self._decoder.secret,
+            secrets=self._decoder.secrets,
         )
 
     async def _within_headers_s(self, sent: Awaitable[_T]) -> _T:

@@ -9,6 +9,7 @@ import socket
 from gateway import __version__
 from gateway.config import Config
 from gateway.modes import TargetOptions
+from gateway.providers.address import shown
 from gateway.registry import resolve
 
 _ASK = "Name three woody perfume notes."
@@ -39,7 +40,8 @@ def _who(target: TargetOptions) -> str:
     if target.kind == "local":
         return "the embedded model"
     model = f"/{target.model}" if target.model else ""
-    return f"{target.kind}{model}{f' at {target.base_url}' if target.base_url else ''}"
+    where = shown(target.base_url)
+    return f"{target.kind}{model}{f' at {where}' if where else ''}"
 
 
 def address(sock: socket.socket) -> str:

@@ -347,7 +347,7 @@ def answers(data: bytes) -> None:
     if material.number(4):
         good = material.choice(_ANSWERS)
         payload = json.dumps(material.spoilt(good, ANSWER_NAMES)).encode()
-    careful = decoding.CarefulDecoder("vllm", "upstream", CANARY)
+    careful = decoding.CarefulDecoder("vllm", "upstream", (CANARY,))
     for decode in (decoding.fast_chunk, decoding.text_chunk):
         with contextlib.suppress(*decoding.NOT_JSON, msgspec.ValidationError):
             decode(payload)
@@ -361,7 +361,12 @@ def answers(data: bytes) -> None:
     wait = retry_after(headers, now=0.0)
     assert wait is None or wait >= 0
     said = parse_error(
-        200 + material.number(400), headers, payload, kind="vllm", target="upstream", secret=CANARY
+        200 + material.number(400),
+        headers,
+        payload,
+        kind="vllm",
+        target="upstream",
+        secrets=(CANARY,),
     )
     assert CANARY not in str(said), said
 

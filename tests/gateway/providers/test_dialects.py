@@ -400,7 +400,7 @@ def test_no_credential_is_repeated(words: str) -> None:
         json.dumps(nested(words)).encode(),
         kind="openai",
         target="t",
-        secret="my-secret-abcdef123456-here",
+        secrets=("my-secret-abcdef123456-here",),
     )
     assert "abcdef123456" not in str(error)
     assert "[redacted]" in str(error)
