@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from bisect import insort
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,16 +70,19 @@ class Line:
 
     Args:
         clock: monotonic seconds.
+
+    Attributes:
+        places: who waits, the next to be served first.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._places: list[_Place] = []
+        self.places: list[_Place] = []
         self._numbers = itertools.count()
         self._served = Sampling(_PACE_OVER_S)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
     def expected_wait_s(self) -> float:
         """Seconds until a newcomer's turn, at the pace of the last ten seconds."""
@@ -92,7 +95,7 @@ class Line:
         """Queue up until there is room. Returns False if that took longer than `patience_s`."""
         until = self._clock() + patience_s
         place = _Place((priority, next(self._numbers)), asks, fits)
-        insort(self._places, place)
+        insort(self.places, place)
         loop = asyncio.get_running_loop()
         timer = loop.call_later(patience_s, _call, place)
         try:
@@ -107,17 +110,18 @@ class Line:
                 place.called = loop.create_future()
         finally:
             timer.cancel()
-            self._places.remove(place)
+            self.places.remove(place)
 
     def left(self) -> None:
         """Somebody gave a slot back."""
         self._served.add(self._clock(), failed=False)
-        self.wake()
+        if self.places:
+            self.wake()
 
     def wake(self) -> None:
         """Call the first in line that fits. One at a time: it takes its slot when it runs."""
         full = set()
-        for place in self._places:
+        for place in self.places:
             if place.asks not in full and not place.called.done():
                 if place.fits():
                     _call(place)
@@ -150,17 +154,21 @@ class Admission:
         """Requests waiting now."""
         return len(self.line)
 
-    async def __call__(self, request: GenerationRequest, call_next: Handler) -> Answer:
+    def __call__(self, request: GenerationRequest, call_next: Handler) -> Awaitable[Answer]:
         """Pass the request on once there is room for it.
 
         Raises:
             AdmissionRejected: the queue is full, or the wait would be too long for the deadline.
         """
-        start, allow_degrade = self._ladder.index(request.mode), request.allow_degrade
-        if self.line:
-            self.line.wake()  # a mode may have healed, or rested, since somebody last left
-        if self._ladder.saturated(start, allow_degrade=allow_degrade):
-            await self._wait(request, start)
+        start, line = self._ladder.rung(request.mode).index, self.line
+        if line.places:
+            line.wake()  # a mode may have healed, or rested, since somebody last left
+        if self._ladder.saturated(start, allow_degrade=request.allow_degrade):
+            return self._queue(request, start, call_next)
+        return call_next(request)
+
+    async def _queue(self, request: GenerationRequest, start: int, call_next: Handler) -> Answer:
+        await self._wait(request, start)
         return await call_next(request)
 
     async def _wait(self, request: GenerationRequest, start: int) -> None:

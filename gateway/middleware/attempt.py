@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
+
+import msgspec
 
 from gateway.assembly import Assembly
 from gateway.clock import Clock
@@ -20,14 +23,15 @@ from gateway.providers.base import Call, Provider, Reply
 # the sockets have been read, so that our own stall is not held against the other side.
 _LATE_S = 0.1
 _GRACE_S = 0.01
+_NEVER = float("inf")
 
 
-class Attempt:
-    """One call to one provider.
+class Attempt(msgspec.Struct, eq=False):
+    """One call to one provider. A struct, whose fields C fills in: one is made per attempt.
 
     Must be opened, read and closed in one task: running out of time cancels that task's await.
 
-    Args:
+    Attributes:
         provider: who is called.
         call: what is asked.
         assembly: where the chunks are merged.
@@ -35,8 +39,6 @@ class Attempt:
         deadline: the caller's absolute deadline, asked anew each time it matters.
         first_token_s: silence allowed before the first content token.
         stall_s: silence allowed between tokens.
-
-    Attributes:
         started: when it was opened, on the clock.
         first_token_at: when the first content token came, None before.
         ended: whether the clean end was read.
@@ -45,60 +47,27 @@ class Attempt:
         chunks: what has been read and not yet handed on.
     """
 
-    __slots__ = (
-        "_assembly",
-        "_call",
-        "_cancelling",
-        "_clock",
-        "_deadline",
-        "_due",
-        "_expired",
-        "_heard",
-        "_loop",
-        "_phase",
-        "_provider",
-        "_reply",
-        "_stall_s",
-        "_task",
-        "_timer",
-        "chunks",
-        "ended",
-        "first_token_at",
-        "late",
-        "received",
-        "started",
-    )
-
-    def __init__(
-        self,
-        provider: Provider,
-        call: Call,
-        assembly: Assembly,
-        *,
-        clock: Clock,
-        deadline: Callable[[], float],
-        first_token_s: float,
-        stall_s: float,
-    ) -> None:
-        self._provider = provider
-        self._call = call
-        self._assembly = assembly
-        self._clock = clock
-        self._deadline = deadline
-        self._stall_s = stall_s
-        self._reply: Reply | None = None
-        self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        self._cancelling = self._task.cancelling() if self._task else 0
-        self._phase = "first_token"
-        self._expired = ""
-        self.started = self._heard = clock()
-        self._due = self.started + first_token_s
-        self._timer: asyncio.TimerHandle | None = None
-        self.first_token_at: float | None = None
-        self.ended = self.late = False
-        self.received = 0
-        self.chunks: list[Chunk] = []
+    provider: Provider
+    call: Call
+    assembly: Assembly
+    clock: Clock
+    deadline: Callable[[], float]
+    first_token_s: float
+    stall_s: float
+    started: float = 0.0
+    first_token_at: float | None = None
+    ended: bool = False
+    late: bool = False
+    received: int = 0
+    chunks: list[Chunk] = []
+    _reply: Reply | None = None
+    _task: asyncio.Task[Any] | None = None
+    _cancelling: int = 0
+    _phase: str = "first_token"
+    _expired: str = ""
+    _heard: float = 0.0
+    _due: float = 0.0
+    _timer: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
         """Send the call and read until the first content token, or to a whole answer without one.
@@ -106,9 +75,13 @@ class Attempt:
         Raises:
             UpstreamError: anything went wrong; `UpstreamTimeout.phase` says which clock.
         """
-        self._set_timer()
+        self._task = task = asyncio.current_task()
+        self._cancelling = task.cancelling() if task else 0
+        now = self.started = self._heard = self.clock()
+        self._due = now + self.first_token_s
+        self._set_timer(now)
         try:
-            self._reply = await self._provider.open(self._call)
+            self._reply = await self.provider.open(self.call)
         except asyncio.CancelledError:
             self._raise_if_expired()
             raise
@@ -145,7 +118,7 @@ class Attempt:
 
     def silence(self) -> float:
         """Seconds since the last content token, or since it was opened."""
-        return self._clock() - self._heard
+        return self.clock() - self._heard
 
     def close(self) -> None:
         """Drop the reply and the timer. Idempotent, synchronous."""
@@ -157,60 +130,60 @@ class Attempt:
             reply.close()
 
     def _take(self, chunks: list[Chunk]) -> None:
-        self._assembly.add_all(chunks)
+        self.assembly.add_all(chunks)
         self.chunks += chunks
         self.received += len(chunks)
         for chunk in chunks:
             choices = chunk.choices
             if (choices and choices[0].delta.content) or chunk.carries():  # text, as a rule
-                now = self._heard = self._clock()
-                before, self._due = self._due, now + self._stall_s
+                now = self._heard = self.clock()
+                self._due = now + self.stall_s
                 if self.first_token_at is None:
                     self.first_token_at = now
                     self._phase = "stall"
-                    if self._due < before:  # the timer was set for the longer silence
-                        self._set_timer()
                 return
 
     def _check_not_empty(self) -> None:
         """A complete answer with nothing in it is a failure, unless the caller's cap was hit."""
-        finish_reason = self._assembly.finish_reason
+        finish_reason = self.assembly.finish_reason
         if finish_reason == "content_filter":
             raise UpstreamRejected(
-                f"the content filter of {self._provider.name} withheld the answer",
+                f"the content filter of {self.provider.name} withheld the answer",
                 kind=ErrorKind.CONTENT,
-                target=self._provider.name,
+                target=self.provider.name,
             )
         if finish_reason != "length":
             raise UpstreamUnavailable(
-                f"{self._provider.name} sent a complete answer with nothing in it",
+                f"{self.provider.name} sent a complete answer with nothing in it",
                 kind=ErrorKind.EMPTY,
-                target=self._provider.name,
+                target=self.provider.name,
             )
 
     # -- the timer ------------------------------------------------------------------------------
 
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        due = min(self._due, self._deadline())
-        delay = max(0.0, due - self._clock())
-        if delay < float("inf"):
-            self._timer = self._loop.call_later(delay, self._ring, due)
+    def _set_timer(self, now: float) -> None:
+        # Never for longer than a stall, so that the first token need not set it anew: the limit
+        # that holds from then on ends later than this.
+        due = min(self._due, now + self.stall_s, self.deadline())
+        if due < _NEVER:
+            self._call_later(max(0.0, due - now), due)
+
+    def _call_later(self, delay: float, due: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(delay, self._ring, due)
 
     def _ring(self, meant_for: float) -> None:
-        now = self._clock()
-        if min(self._due, self._deadline()) > now + 1e-3:
-            self._set_timer()  # progress was made meanwhile
+        now = self.clock()
+        if min(self._due, self.deadline()) > now + 1e-3:
+            self._set_timer(now)  # it was early, or progress was made meanwhile
         elif now - meant_for > _LATE_S:
-            self._timer = self._loop.call_later(_GRACE_S, self._ring, now + _GRACE_S)
+            self._call_later(_GRACE_S, now + _GRACE_S)
         else:
             self._expire()
 
     def _expire(self) -> None:
         if self._expired:
             return  # one cancel is taken back; a second would end the whole request
-        self._expired = self._phase if self._due <= self._deadline() else "total"
+        self._expired = self._phase if self._due <= self.deadline() else "total"
         if self._task is not None:
             self._task.cancel()
 
@@ -220,14 +193,14 @@ class Attempt:
             raise self._timeout() from None
 
     def _timeout(self) -> UpstreamTimeout:
-        waited = self._clock() - self.started
+        waited = self.clock() - self.started
         what = {
             "first_token": "no first token",
-            "stall": f"no further token for {self._stall_s:g} s",
+            "stall": f"no further token for {self.stall_s:g} s",
             "total": "not finished by the caller's deadline",
         }[self._expired]
         return UpstreamTimeout(
-            f"{self._provider.name}: {what} after {waited:.3g} s",
+            f"{self.provider.name}: {what} after {waited:.3g} s",
             phase=self._expired,
-            target=self._provider.name,
+            target=self.provider.name,
         )

@@ -51,7 +51,8 @@ class CircuitBreaker:
             AdmissionRejected: every allowed mode is at its limit.
             DeadlineExceeded: time ran out on the way.
         """
-        walk = Walk(request, self._ladder, self._watch, self._clock, self._events)
+        ladder, start = self._ladder, self._ladder.rung(request.mode).index
+        walk = Walk(request, self._clock, ladder, self._watch, self._events, start, start)
         await walk.descend()
         return LadderAnswer(walk)
 

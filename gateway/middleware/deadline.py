@@ -5,6 +5,8 @@ The layers below read `request.deadline` each time they wait; nothing restarts a
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from gateway.clock import Clock
 from gateway.errors import DeadlineExceeded
 from gateway.generation import GenerationRequest
@@ -26,7 +28,7 @@ class Deadline:
         self._ladder = ladder
         self._clock = clock
 
-    async def __call__(self, request: GenerationRequest, call_next: Handler) -> Answer:
+    def __call__(self, request: GenerationRequest, call_next: Handler) -> Awaitable[Answer]:
         """Pass the request on with a finite deadline.
 
         Raises:
@@ -34,8 +36,8 @@ class Deadline:
         """
         deadline = request.deadline
         if deadline == _NONE:
-            mode = self._ladder.rungs[self._ladder.index(request.mode)].mode
+            mode = self._ladder.rung(request.mode).mode
             deadline = request.deadline = request.started + mode.deadline_s
         if deadline <= self._clock():
             raise DeadlineExceeded("the deadline had passed before the request was sent")
-        return await call_next(request)
+        return call_next(request)

@@ -27,63 +27,37 @@ Keep = Callable[[Generation], Awaitable[None] | None]
 everyone who waits has been told."""
 
 
-class Flight:
-    """One request under way for everyone who asked the same.
-
-    Args:
-        request: the first caller's; later callers may extend its deadline.
-        call_next: who answers.
-        keep: see `Keep`.
-        gone: told when the flight takes nobody on any more. Perhaps more than once.
-        clock: monotonic seconds.
+class Flight(msgspec.Struct, eq=False):
+    """One request under way for everyone who asked the same. A struct, whose fields C fills in.
 
     Attributes:
+        request: the first caller's; later callers may extend its deadline.
+        clock: monotonic seconds.
         log: chunks so far; stays empty for callers who want one piece.
         served: who answers, None until it commits.
         generation, error: how it ended.
         passengers: callers aboard now.
         boarded: callers there ever were.
+        loop: where it flies.
     """
 
-    __slots__ = (
-        "_call_next",
-        "_gone",
-        "_keep",
-        "_sleepers",
-        "_task",
-        "boarded",
-        "clock",
-        "ended",
-        "error",
-        "generation",
-        "log",
-        "loop",
-        "passengers",
-        "request",
-        "served",
-    )
+    request: GenerationRequest
+    _call_next: Handler
+    _keep: Keep
+    _gone: Callable[[Flight], None]  # told when it takes nobody on any more, perhaps twice
+    clock: Clock
+    log: list[Chunk] = []
+    served: Served | None = None
+    generation: Generation | None = None
+    error: BaseException | None = None
+    ended: bool = False
+    passengers: int = 0
+    boarded: int = 0
+    loop: asyncio.AbstractEventLoop = msgspec.field(default_factory=asyncio.get_running_loop)
+    _sleepers: dict[asyncio.Future[None], None] = {}
+    _task: asyncio.Task[None] | None = None
 
-    def __init__(
-        self,
-        request: GenerationRequest,
-        call_next: Handler,
-        keep: Keep,
-        gone: Callable[[Flight], None],
-        clock: Clock,
-    ) -> None:
-        self.request = request
-        self.clock = clock
-        self.log: list[Chunk] = []
-        self.served: Served | None = None
-        self.generation: Generation | None = None
-        self.error: BaseException | None = None
-        self.ended = False
-        self.passengers = self.boarded = 0
-        self._call_next = call_next
-        self._keep = keep
-        self._gone = gone
-        self.loop = asyncio.get_running_loop()
-        self._sleepers: dict[asyncio.Future[None], None] = {}
+    def __post_init__(self) -> None:
         self._task = self.loop.create_task(self._fly())
 
     def board(self, request: GenerationRequest) -> Passenger:
@@ -95,6 +69,7 @@ class Flight:
 
     async def abort(self) -> None:
         """Stop it, whoever is aboard, and wait until everything it held is free."""
+        assert self._task is not None
         self._task.cancel()
         await asyncio.wait([self._task])
         if not self.ended:  # cancelled before its first step, so it never began to fly
@@ -104,13 +79,13 @@ class Flight:
     def leave(self) -> None:
         """A caller is done with it; with the last one the upstream call goes too."""
         self.passengers -= 1
-        if self.passengers == 0 and not self.ended:
+        if self.passengers == 0 and not self.ended and self._task is not None:
             self._gone(self)
             self._task.cancel()
 
     def sleeper(self) -> asyncio.Future[None]:
         """A future that is done when something changed; `forget` it if nobody waits so long."""
-        sleeper: asyncio.Future[None] = self.loop.create_future()
+        sleeper = self.loop.create_future()
         self._sleepers[sleeper] = None
         return sleeper
 
@@ -254,11 +229,11 @@ class Passenger(Answer):
         self._leave()
         self._ended(None, None)
 
-    async def _news(self) -> None:
-        """Wait until something changed.
+    def _news(self) -> asyncio.Future[None]:
+        """What to await until something changed.
 
         Raises:
-            DeadlineExceeded: this caller's deadline came first.
+            DeadlineExceeded: this caller's deadline came first; so may the await.
         """
         flight = self._flight
         if self._timer is None:  # one for the whole journey: a stream waits once a chunk
@@ -266,12 +241,8 @@ class Passenger(Answer):
             self._timer = flight.loop.call_later(delay, self._ring)
         if self._late:
             raise _too_late()
-        self._sleeper = sleeper = flight.sleeper()
-        try:
-            await sleeper
-        except BaseException:
-            flight.forget(sleeper)
-            raise
+        sleeper = self._sleeper = flight.sleeper()
+        return sleeper
 
     def _ring(self) -> None:
         self._late = True
@@ -289,7 +260,10 @@ class Passenger(Answer):
             self._timer.cancel()
         if self._aboard:
             self._aboard = False
-            self._flight.leave()
+            flight = self._flight
+            if self._sleeper is not None and not flight.ended:
+                flight.forget(self._sleeper)
+            flight.leave()
 
     def _raise_if_failed(self) -> None:
         error = self._flight.error

@@ -7,6 +7,7 @@ what they get, as they would have alone: whose luck it was is nobody's business.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Final
 
 from gateway.clock import Clock
@@ -14,7 +15,7 @@ from gateway.errors import DeadlineExceeded
 from gateway.generation import Generation, GenerationRequest
 from gateway.middleware.base import Answer, Handler
 from gateway.policies.downshift import Ladder
-from gateway.policies.quota import Accounts
+from gateway.policies.quota import Account, Accounts
 from gateway.policies.rate import Ledger, MemoryLedger
 from gateway.policies.tokens import (
     answer_tokens,
@@ -43,15 +44,18 @@ class Quota:
         self._ladder = ladder
         self._clock = clock
 
-    async def __call__(self, request: GenerationRequest, call_next: Handler) -> Answer:
+    def __call__(self, request: GenerationRequest, call_next: Handler) -> Awaitable[Answer]:
         """Pass the request on if its key has enough left.
 
         Raises:
             QuotaRefused: it has not; says which limit, and when to come back.
         """
         account = self._accounts.find(request.key)
-        if account is None:
-            return await call_next(request)
+        return call_next(request) if account is None else self._held(request, account, call_next)
+
+    async def _held(
+        self, request: GenerationRequest, account: Account, call_next: Handler
+    ) -> Answer:
         prompt, longest, said = self._estimate(request)
         reservation = account.reserve(
             prompt + longest, at_least=prompt + longest if said else prompt
@@ -68,7 +72,7 @@ class Quota:
 
     def _estimate(self, request: GenerationRequest) -> tuple[int, int, bool]:
         """Tokens of the prompt, at most of the answer, and whether the caller said how many."""
-        mode = self._ladder.rungs[self._ladder.index(request.mode)].mode
+        mode = self._ladder.rung(request.mode).mode
         prompt = prompt_tokens(request.messages, request.params)
         longest = answer_tokens(request.params, mode.sampling)
         return prompt, longest, says_how_long(request.params)

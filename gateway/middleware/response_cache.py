@@ -91,15 +91,16 @@ class ResponseCache:
     # -- looking --------------------------------------------------------------------------------
 
     async def _find_fresh(self, request: GenerationRequest, question: bytes) -> Answer | None:
-        start = self._ladder.index(request.mode)
-        for rung in self._ladder.below(start, allow_degrade=request.allow_degrade):
+        wanted = self._ladder.rung(request.mode)
+        for rung in self._ladder.below(wanted.index, allow_degrade=request.allow_degrade):
             entry = await self._store.get(question + rung.identity)
+            now = self._clock()
             if entry is not None:
-                age_s = self._clock() - entry.stored_at
-                native, max_age_s = rung.index == start, request.cache.max_age_s
+                age_s = now - entry.stored_at
+                native, max_age_s = rung is wanted, request.cache.max_age_s
                 if self._options.fresh(age_s, native=native, max_age_s=max_age_s):
-                    return self._hit(request, rung, entry, age_s)
-            if not rung.downshifted:
+                    return self._hit(request, rung, entry, now)
+            if rung.well(now):
                 return None  # this mode answers live: nothing below it may stand in
         return None
 
@@ -119,10 +120,9 @@ class ResponseCache:
         start = self._ladder.index(request.mode)
         for rung in self._ladder.below(start, allow_degrade=request.allow_degrade):
             entry = await self._store.get(question + rung.identity)
-            if entry is not None:
-                age_s = self._clock() - entry.stored_at
-                if self._options.usable_stale(age_s):
-                    return self._hit(request, rung, entry, age_s, because=error)
+            now = self._clock()
+            if entry is not None and self._options.usable_stale(now - entry.stored_at):
+                return self._hit(request, rung, entry, now, because=error)
         return None
 
     def _hit(
@@ -130,26 +130,30 @@ class ResponseCache:
         request: GenerationRequest,
         rung: Rung,
         entry: Entry,
-        age_s: float,
+        now: float,
         because: GatewayError | None = None,
     ) -> Answer:
-        wanted = self._ladder.rungs[self._ladder.index(request.mode)]
+        wanted = self._ladder.rung(request.mode)
         degraded = rung is not wanted
         stored = entry.generation
         served = Served(
             requested_mode=request.mode,
             mode=rung.name,
-            model=stored.model,
+            model=stored.served.model,
             target=stored.served.target,
-            degraded=degraded,
-            reason="upstream_error" if because else _why(wanted) if degraded else None,
-            until=wanted.until() if degraded or because else None,
             cached=True,
-            stale=because is not None,
-            age_s=age_s,
-            ttl_s=0.0 if because else self._options.ttl(downshifted=degraded),
-            first_token_s=self._clock() - request.started,
+            age_s=now - entry.stored_at,
+            first_token_s=now - request.started,
         )
+        if because:
+            served.stale, served.reason = True, "upstream_error"
+        else:
+            served.ttl_s = self._options.ttl(downshifted=degraded)
+        if degraded:
+            served.degraded = True
+            served.reason = served.reason or _why(wanted)
+        if degraded or because:
+            served.until = wanted.until()
         return CachedAnswer(request, stored, served, self._clock)
 
     # -- flying ---------------------------------------------------------------------------------
@@ -181,11 +185,12 @@ class ResponseCache:
         options, choices = self._options, generation.choices
         if not (options.enabled and request.cache.store and choices):
             return None
-        if not all(map(_is_whole, choices)):
-            return None
+        for choice in choices:
+            if not _is_whole(choice):
+                return None
         served = generation.served
         served.ttl_s = options.ttl(downshifted=served.degraded)
-        rung = self._ladder.rungs[self._ladder.index(served.mode)]
+        rung = self._ladder.rung(served.mode)
         entry = Entry(generation, self._clock(), rung.name, rung.identity.hex())
         return self._store.put(question + rung.identity, entry, options.lifetime_s)
 
@@ -230,7 +235,8 @@ class CachedAnswer(Answer):
     def __init__(
         self, request: GenerationRequest, stored: Generation, served: Served, clock: Clock
     ) -> None:
-        super().__init__(served)
+        self.served = served
+        self._done = None
         self._request = request
         self._stored = stored
         self._clock = clock

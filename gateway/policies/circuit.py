@@ -114,6 +114,12 @@ class Circuit:
         calm = now >= machine.calm_from
         return Phase.CLOSED if calm else machine.standing.phase(now, machine.options)
 
+    def calm(self, now: float) -> bool:
+        """Whether it is simply closed at `now`, which tells nearly every request all it asks."""
+        if now >= self._glance_at:
+            self._glance()
+        return now >= self._machine.calm_from
+
     @property
     def downshifted(self) -> bool:
         """Whether requests for this mode are answered by a lower one."""
@@ -158,7 +164,10 @@ class Circuit:
         standing, options = machine.standing, machine.options
         slow_s = options.slow_s if slow_s is None else slow_s
         if now >= machine.calm_from:
-            return self._issue(Permit(standing.epoch, now, slow_s))
+            permit = Permit(standing.epoch, now, slow_s)
+            self.in_flight += 1  # as `_issue`, without the call: nearly every request passes here
+            self._waiting[permit] = None
+            return permit
         probe_s = options.probe_lease_s if lease_s is None else lease_s
         due = standing.phase(now, options) is Phase.PROBE_DUE
         if due or standing.lease_over(now):

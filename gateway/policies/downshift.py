@@ -66,14 +66,18 @@ class Visit:
     Attributes:
         outcome: what the visit counts as when it leaves; IGNORED until something says else.
         cause: why, for the event log.
+        target: the best one when it was let in.
     """
 
-    __slots__ = ("_left", "cause", "native", "outcome", "permit", "rung")
+    __slots__ = ("_left", "cause", "native", "outcome", "permit", "rung", "target")
 
-    def __init__(self, rung: Rung, permit: Permit, *, native: bool) -> None:
+    def __init__(
+        self, rung: Rung, permit: Permit, *, native: bool, target: Target | None = None
+    ) -> None:
         self.rung = rung
         self.permit = permit
         self.native = native
+        self.target = target
         self.outcome = Outcome.IGNORED
         self.cause = ""
         self._left = False
@@ -133,7 +137,16 @@ class Rung:
     @property
     def downshifted(self) -> bool:
         """Whether requests for this mode are answered by a lower one, by circuit or by rest."""
-        return self.circuit.downshifted or self.resting_s() > 0
+        return not self.well(self._clock())
+
+    def well(self, now: float) -> bool:
+        """The opposite, at `now`: asked several times a request, most of them on a calm circuit."""
+        if not self.circuit.calm(now) and self.circuit.downshifted:
+            return False
+        for target in self.targets:  # noqa: SIM110 - `any` would make a generator each time
+            if target.resting_until <= now:
+                return True
+        return False
 
     def resting_s(self) -> float:
         """Seconds until the first target has rested, 0 if one is ready."""
@@ -159,25 +172,21 @@ class Rung:
         normal = self.latency.slow_s(self.name)
         return 0 < slow_s <= elapsed_s or elapsed_s >= max(1.0, 3.0 * normal)
 
-    def _overdue_s(self, target: Target) -> float | None:
-        """Overdue threshold for a visit to `target`; None is the circuit's own.
+    def _overdue_s(self) -> float:
+        """Overdue threshold for a visit without a stream.
 
-        Without a stream the first token is the whole answer: a fixed threshold says nothing about
-        that, but what is normal for this mode does, once it is known.
+        The first token is the whole answer then: a fixed threshold says nothing about that, but
+        what is normal for this mode does, once it is known.
         """
-        if target.provider.streams:
-            return None
         normal = self.latency.slow_s(self.name)
         return max(self.circuit.options.slow_s, normal) if math.isfinite(normal) else 0.0
 
-    def _lease_s(self, target: Target) -> float | None:
-        """How long a probe of `target` may take; without a stream, as long as a whole answer may.
+    def _lease_s(self) -> float:
+        """How long a probe without a stream may take: as long as a whole answer may.
 
         A stream proves itself with its first tokens; a whole answer of a minute could never do so
         within a lease made for those, and its mode would stay open for ever.
         """
-        if target.provider.streams:
-            return None
         return max(self.circuit.options.probe_lease_s, self.mode.deadline_s)
 
     def room(self, *, native: bool) -> bool:
@@ -193,6 +202,9 @@ class Rung:
         that failed lately: one sick endpoint of several must not open the mode.
         """
         now = self._clock()
+        if len(self.targets) == 1 and not window:  # nothing to weigh
+            only = self.targets[0]
+            return None if only.resting_until > now else only
         best: Target | None = None
         best_load = (True, True, 0.0)
         for target in self.targets:
@@ -220,13 +232,16 @@ class Rung:
             return Refusal("cooling", resting) if resting else Refusal("context")
         if not self.limit.room(native=native):
             return Refusal("saturated", 1.0)
-        slow_s, lease_s = self._overdue_s(target), self._lease_s(target)
+        # Without a stream, thresholds are those of a whole answer; None is the circuit's own.
+        slow_s = lease_s = None
+        if not target.provider.streams:
+            slow_s, lease_s = self._overdue_s(), self._lease_s()
         admit = self.circuit.admit_trial if trial else self.circuit.admit
         permit = admit(slow_s, lease_s)
         if permit is None:
             return self._refusal()
         self.limit.enter(native=native)
-        return Visit(self, permit, native=native)
+        return Visit(self, permit, native=native, target=target)
 
     def _refusal(self) -> Refusal:
         phase = self.circuit.phase()
@@ -251,7 +266,7 @@ class Ladder:
 
     def __init__(self, rungs: Sequence[Rung], clock: Clock) -> None:
         self.rungs = list(rungs)
-        self._index = {rung.name: rung.index for rung in self.rungs}
+        self._by_name = {rung.name: rung for rung in self.rungs}
         self._clock = clock
 
     def __iter__(self) -> Iterator[Rung]:
@@ -262,7 +277,11 @@ class Ladder:
 
     def index(self, mode: str) -> int:
         """The rung of a mode, 0 is the best; the caller has checked that it exists."""
-        return self._index[mode]
+        return self._by_name[mode].index
+
+    def rung(self, mode: str) -> Rung:
+        """The rung of a mode; the caller has checked that it exists."""
+        return self._by_name[mode]
 
     def below(self, start: int, *, allow_degrade: bool) -> list[Rung]:
         """The rungs a request for rung `start` may use, best first; never one above it."""
@@ -273,9 +292,9 @@ class Ladder:
 
         Only then does waiting help; a mode that is open is no reason to queue.
         """
-        well = False
+        now, well = self._clock(), False
         for rung in self.below(start, allow_degrade=allow_degrade):
-            if not rung.downshifted:
+            if rung.well(now):
                 if rung.room(native=rung.index == start):
                     return False
                 well = True

@@ -58,12 +58,11 @@ class Limit:
 
     def room(self, *, native: bool) -> bool:
         """Whether one more may start now (B14)."""
-        limit = self.current
-        if self.native + self.downshifted >= limit:
+        if self.native + self.downshifted >= int(self._limit):
             return False
         if native or not (self.native or self.native_waiting):
             return True
-        return self.downshifted < max(1, limit // 2)
+        return self.downshifted < max(1, self.current // 2)
 
     def enter(self, *, native: bool) -> None:
         """Take a slot; `room` said yes just before."""

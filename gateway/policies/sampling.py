@@ -22,13 +22,16 @@ class Sampling:
 
     def add(self, now: float, failed: bool) -> None:
         """Count one call at `now`."""
-        slot = int(now / self._width)
-        buckets = self.buckets
-        if not buckets or buckets[-1][0] != slot:
+        slot, buckets = int(now / self._width), self.buckets
+        if buckets and buckets[-1][0] == slot:
+            latest = buckets[-1]
+        else:
             self._drop(slot)
-            buckets.append([slot, 0, 0])
-        buckets[-1][1] += 1
-        buckets[-1][2] += failed
+            latest = [slot, 0, 0]
+            buckets.append(latest)
+        latest[1] += 1
+        if failed:
+            latest[2] += 1
 
     def merge(self, other: Sampling) -> None:
         """Count what another has counted too; both look back equally far."""

@@ -304,6 +304,6 @@ def test_chunks_that_come_together_are_all_merged() -> None:
         attempt = attempt_at(ScriptedProvider([[role(), text("a"), text("b")], [finish()]]))
         assert await whole(attempt) == "ab"
         assert attempt.received == 4
-        assert attempt._assembly.text() == "ab"
+        assert attempt.assembly.text() == "ab"
 
     play(scenario)
