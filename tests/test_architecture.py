@@ -61,7 +61,7 @@ FLOORS = {
 # One door per library.
 DOORS = {
     "httpx": {"gateway.transport.httpx"},
-    "httptools": {"gateway.transport.http1"},
+    "httptools": {"gateway.transport.http1", "gateway.server.connection"},
     "aiobreaker": {"gateway.policies.breaker"},
     "cachetools": {"gateway.stores.memory"},
     "structlog": {"gateway.telemetry.logs"},

@@ -25,6 +25,9 @@ class Streaming(msgspec.Struct, frozen=True):
     include_usage: bool = False
 
 
+_WHOLE = Streaming()
+
+
 class ChatRequest(msgspec.Struct):
     """A parsed chat completion request.
 
@@ -67,7 +70,9 @@ def take_streaming(params: dict[str, Any]) -> Streaming:
     """
     stream = params.pop("stream", False)
     options = params.pop("stream_options", None)
-    if not stream or not options:
+    if not stream:
+        return _WHOLE
+    if not options:
         return Streaming(stream)
     include = options.get("include_usage")
     if not isinstance(include, bool | None):

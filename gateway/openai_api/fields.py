@@ -21,10 +21,12 @@ class Rule(NamedTuple):
     Attributes:
         expected: in words, for the error.
         fits: whether a value is that.
+        kind: a value of exactly this type is; None if more must be known.
     """
 
     expected: str
     fits: Callable[[Any], bool]
+    kind: type | None = None
 
 
 def known(fields: Mapping[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def known(fields: Mapping[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any
         if rule is not None:
             if value is None:
                 continue
-            if not rule.fits(value):
+            if type(value) is not rule.kind and not rule.fits(value):
                 raise wrong(name, rule.expected, value)
         kept[name] = value
     return kept
@@ -116,10 +118,10 @@ def _is_format(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("type"), str)
 
 
-_BOOLEAN = Rule("true or false", lambda v: isinstance(v, bool))
-_STRING = Rule("a string", lambda v: isinstance(v, str))
-_OBJECT = Rule("an object", lambda v: isinstance(v, dict))
-_LIST = Rule("a list", lambda v: isinstance(v, list))
+_BOOLEAN = Rule("true or false", lambda v: isinstance(v, bool), bool)
+_STRING = Rule("a string", lambda v: isinstance(v, str), str)
+_OBJECT = Rule("an object", lambda v: isinstance(v, dict), dict)
+_LIST = Rule("a list", lambda v: isinstance(v, list), list)
 _NUMBER = _number()
 _TOKENS = _integer(1, 2**31 - 1)
 

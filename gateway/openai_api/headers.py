@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from urllib.parse import quote
 
 from gateway.generation import CacheControl, Served
@@ -31,9 +32,9 @@ def served_headers(
     """
     headers = [
         ("x-gateway-id", generation_id),
-        ("x-gateway-mode", _latin(served.mode)),
-        ("x-gateway-requested-mode", _latin(served.requested_mode)),
-        ("x-gateway-degraded", _latin(served.reason or "yes") if served.degraded else "false"),
+        ("x-gateway-mode", latin(served.mode)),
+        ("x-gateway-requested-mode", latin(served.requested_mode)),
+        ("x-gateway-degraded", latin(served.reason or "yes") if served.degraded else "false"),
         ("x-gateway-cache", "stale" if served.stale else "hit" if served.cached else "miss"),
         ("cache-status", _cache_status(served, cache)),
         ("x-gateway-attempts", str(served.attempts)),
@@ -61,7 +62,7 @@ def overhead_s(served: Served, elapsed_s: float | None) -> float | None:
 def cache_control(header: str) -> CacheControl:
     """The request directives of a `Cache-Control` header (RFC 9111, 5.2.1); unknown ones pass."""
     if not header:
-        return _USUAL
+        return ANY_CACHE
     directives = {
         name.strip(): value.strip().strip('"')
         for name, _, value in (part.partition("=") for part in header.lower().split(","))
@@ -75,13 +76,16 @@ def cache_control(header: str) -> CacheControl:
     )
 
 
-_USUAL = CacheControl()
+ANY_CACHE = CacheControl()
+"""What a request that says nothing of the cache may do with it."""
 
 
 def allows_degrade(headers: Mapping[str, str]) -> bool:
     """False if `x-gateway-allow-degrade` says so, in any of the usual words."""
-    said = headers.get("x-gateway-allow-degrade", "")
-    return not said or said.strip().lower() not in ("false", "0", "no", "off")
+    if "x-gateway-allow-degrade" not in headers:
+        return True
+    said = headers["x-gateway-allow-degrade"].strip().lower()
+    return said not in ("false", "0", "no", "off")
 
 
 def on_interrupt(headers: Mapping[str, str]) -> str:
@@ -94,7 +98,10 @@ def on_interrupt(headers: Mapping[str, str]) -> str:
 
 def was_retried(headers: Mapping[str, str]) -> bool:
     """Whether the client says that it has asked this before (OpenAI's SDKs count)."""
-    said = headers.get("x-stainless-retry-count", "0").strip()
+    said = headers.get("x-stainless-retry-count", "0")
+    if said == "0":
+        return False
+    said = said.strip()
     return said.isascii() and said.isdigit() and int(said[:9]) > 0
 
 
@@ -104,8 +111,10 @@ def patience_s(headers: Mapping[str, str]) -> float | None:
     OpenAI's SDKs send their own timeout in seconds, unasked.
     """
     said = headers.get("x-stainless-read-timeout") or headers.get("x-stainless-timeout")
+    if not said:
+        return None
     try:
-        seconds = float(said) if said else 0.0
+        seconds = float(said)
     except ValueError:
         return None
     return seconds - _MARGIN_S if 2 * _MARGIN_S < seconds < 1e6 else None
@@ -122,6 +131,7 @@ def _cache_status(served: Served, cache: CacheControl | None) -> str:
     return f"{_CACHE}; fwd={'request' if asked else 'miss'}{stored}"
 
 
-def _latin(name: str) -> str:
-    """A configured name as a header may carry it."""
+@lru_cache(maxsize=256)
+def latin(name: str) -> str:
+    """A configured name, or one of our reasons, as a header may carry it."""
     return name if name.isascii() and name.isprintable() else quote(name)

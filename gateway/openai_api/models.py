@@ -27,7 +27,8 @@ class Models:
         self._default_mode = default_mode
         self._strict = strict
         self._config: Any = None
-        self._targets: Mapping[str, list[str]] = {}
+        self._names: Mapping[str, str] = {}
+        self._targets: Mapping[str, list[str]] | None = None
 
     def routes(self) -> Routes:
         """What this file answers."""
@@ -52,18 +53,19 @@ class Models:
         return mode
 
     def _find(self, name: str) -> str:
-        modes: list[str] = self._gateway.modes
-        name = self._gateway.config.aliases.get(name, name)
-        if name in modes:
-            return name
-        default = self._default_mode or modes[0]
-        if name in ("", "auto"):
-            return default
+        config = self._gateway.config
+        if config is not self._config:
+            self._read(config)
+        known = self._names.get(name)
+        if known is not None:
+            return known
+        name = config.aliases.get(name, name)
         for mode, models in self._concrete().items():
             if name in models:
                 return mode
         if not self._strict:
-            return default
+            return self._names[""]
+        modes = self._gateway.modes
         known = ", ".join([*modes, "auto", *self._gateway.config.aliases])
         raise ModelNotFound(
             f"the model {name[:100]!r} does not exist; ask for {known}", param="model"
@@ -73,12 +75,23 @@ class Models:
         """The models of each mode, read once for each configuration."""
         config = self._gateway.config
         if config is not self._config:
+            self._read(config)
+        if self._targets is None:
             modes: dict[str, Any] = self._gateway.status()["modes"]
             self._targets = {
                 mode: [target["model"] for target in of["targets"]] for mode, of in modes.items()
             }
-            self._config = config
         return self._targets
+
+    def _read(self, config: Any) -> None:
+        """Learn the names of a configuration: the path of every request goes by them."""
+        modes: list[str] = self._gateway.modes
+        default = self._default_mode or modes[0]
+        names = {"": default, "auto": default} | {mode: mode for mode in modes}
+        aliases = {alias: names.get(name) for alias, name in config.aliases.items()}
+        # One that stands for a concrete model hides a mode of its name, and is looked up there.
+        self._names = {n: mode for n, mode in {**names, **aliases}.items() if mode is not None}
+        self._config, self._targets = config, None
 
     async def list_all(self, call: Call) -> Reply:
         """`GET /models`: the modes, `auto`, the aliases, concrete models and those that embed."""

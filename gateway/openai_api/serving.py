@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 from gateway.errors import GatewayError
 from gateway.generation import Chunk, Generation, Message, Served
 from gateway.openai_api.headers import (
+    ANY_CACHE,
     Headers,
     allows_degrade,
     cache_control,
@@ -135,10 +136,11 @@ class Serving:
         """How this caller wants to be answered, in `Gateway.generate`'s words."""
         headers, caller = call.headers, call.caller
         mode = self._models.mode(model, caller)
+        said = headers.get("cache-control")
         options: dict[str, Any] = {
             "mode": mode,
             "allow_degrade": allows_degrade(headers),
-            "cache": cache_control(headers.get("cache-control", "")),
+            "cache": cache_control(said) if said else ANY_CACHE,
             "tenant": caller.tenant,
             "key": caller.key,
             "trace": headers.get("traceparent", ""),
@@ -162,6 +164,7 @@ class _Body:
         self._stream = stream
         self._opening = opening
         self._events = _events(stream, opening, writer)
+        self.last_words = writer.fail
 
     def __aiter__(self) -> Self:
         return self

@@ -29,7 +29,7 @@ its figures with one."""
 _ADMINS: Final = Caller(key=ADMIN, tenant=ADMIN)
 _NOBODY: Final = bytes(32)
 # What a proxy says of whom it speaks for: it may be on this machine, they are elsewhere.
-_FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
+_FORWARDED: Final = frozenset({"forwarded", "x-forwarded-for", "x-real-ip", "via"})
 
 
 class KeyRefused(AuthenticationFailed):
@@ -45,6 +45,7 @@ class _Entry(NamedTuple):
     expired: str
 
 
+_NO_KEYS: Final = "has no API keys; configure [keys.NAME]"
 _NO_ENTRY: Final = _Entry(_NOBODY, ANYONE, 0.0, "")
 
 
@@ -84,6 +85,9 @@ class Access:
 
     def _caller(self, call: Call, *, admin: bool) -> Caller:
         key = _key(call.headers)
+        if not key and not admin and not self._entries:
+            _check_local(call, self._origins, _NO_KEYS)  # nearly all callers of a keyless service
+            return ANYONE
         digest = hashlib.sha256(key.encode("latin-1", "replace")).digest()
         # Whether a key exists must not show in how long its refusal takes. Where a digest lands in
         # a dict says nothing about the key, and the comparison always runs its whole length.
@@ -99,7 +103,7 @@ class Access:
             return entry.caller
         if self._entries:
             raise KeyRefused(_REFUSED)
-        _check_local(call, self._origins, "has no API keys; configure [keys.NAME]")
+        _check_local(call, self._origins, _NO_KEYS)
         return ANYONE
 
     def _operator(self, call: Call, *, known: bool) -> Caller:
@@ -165,7 +169,10 @@ def _entry(key: KeyOptions) -> _Entry:
 
 
 def _key(headers: Mapping[str, str]) -> str:
-    scheme, _, key = headers.get("authorization", "").partition(" ")
+    said = headers.get("authorization")
+    if said is None:
+        return headers.get("x-api-key", "")
+    scheme, _, key = said.partition(" ")
     if scheme.lower() == "bearer":  # RFC 9110, 11.1: schemes have no case
         return key.strip()
     return headers.get("x-api-key", "")
@@ -181,26 +188,30 @@ def _check_local(call: Call, origins: frozenset[str], lacks: str) -> None:
     headers = call.headers
     if not call.peer and "host" not in headers:
         return  # this very process: every HTTP/1.1 request has a host
-    forwarded = any(name in headers for name in _FORWARDED)
-    if forwarded or not is_loopback(call.peer):
+    if not _FORWARDED.isdisjoint(headers) or not is_loopback(call.peer):
         raise PermissionDenied(f"only callers on this machine may do this: the gateway {lacks}")
-    if not is_loopback(_name(headers.get("host", ""))):
+    if not _names_this_machine(headers.get("host", "")[:256]):
         raise PermissionDenied(
             f"call it as 127.0.0.1 or localhost, not by another name: the gateway {lacks}"
         )
-    origin = headers.get("origin", "")
-    if origin and origin not in origins and not is_loopback(_name(origin.partition("://")[2])):
+    origin = headers.get("origin")
+    if (
+        origin
+        and origin not in origins
+        and not _names_this_machine(origin.partition("://")[2][:256])
+    ):
         raise PermissionDenied(
             "web pages of other sites may not do this; see [server] cors_origins: "
             f"the gateway {lacks}"
         )
 
 
-def _name(authority: str) -> str:
-    """`host[:port]` without its port, and an IPv6 address without its brackets."""
+@lru_cache(maxsize=256)
+def _names_this_machine(authority: str) -> bool:
+    """Whether `host[:port]` does; an IPv6 address stands in brackets."""
     if authority.startswith("["):
-        return authority[1:].partition("]")[0]
-    return authority.partition(":")[0]
+        return is_loopback(authority[1:].partition("]")[0])
+    return is_loopback(authority.partition(":")[0])
 
 
 def _is_browser(call: Call) -> bool:
@@ -210,6 +221,8 @@ def _is_browser(call: Call) -> bool:
 
 def _check_json(content_type: str) -> None:
     """Without a content type the body is taken at its word; browsers' forms always have one."""
+    if content_type == "application/json":
+        return
     if content_type and content_type.partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedMediaType(
             f"the body must be JSON, not {content_type[:60]!r}; "

@@ -78,7 +78,7 @@ class App:
             openapi.routes(),
             tell=self._tell,
         )
-        self.asgi = _asgi(self.service, self.config.server)
+        self.asgi = ASGI(self.service, self.config.server)
         self._beside: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -176,19 +176,3 @@ def _all(listeners: list[Listener]) -> Listener:
             listener(event)
 
     return tell
-
-
-def _asgi(service: Service, options: ServerOptions) -> Any:
-    """Web pages of other origins may call only where they are named."""
-    if not options.cors_origins:
-        return ASGI(service, options)
-    from starlette.middleware.cors import CORSMiddleware  # noqa: PLC0415
-
-    return CORSMiddleware(
-        ASGI(service, options, wrapped=True),
-        allow_origins=options.cors_origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["*"],
-        expose_headers=["*"],
-        max_age=600,
-    )

@@ -16,7 +16,6 @@ from granian._granian import SocketHolder
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
-from gateway.errors import ConfigError
 from gateway.server.app import App
 from gateway.server.rsgi import RSGI
 
@@ -29,17 +28,10 @@ class GranianServer:
     Args:
         app: what to serve.
         sock: a bound socket; workers share one.
-
-    Raises:
-        ConfigError: it cannot do what is configured.
     """
 
     def __init__(self, app: App, sock: socket.socket) -> None:
         options = app.config.server
-        if options.cors_origins:
-            raise ConfigError(
-                "cors_origins need the runner uvicorn", table="server", key="cors_origins"
-            )
         self._app = app
         self._sock = sock
         self._rsgi = RSGI(app.service, options)

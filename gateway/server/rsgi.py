@@ -6,17 +6,17 @@ https://github.com/emmett-framework/granian/blob/master/docs/spec/RSGI.md
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any
 
 from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]
 
 from gateway.errors import GatewayError
-from gateway.openai_api.errors import BodyTooLarge, RequestTimedOut, envelope
-from gateway.openai_api.words import Body, Call, Reply
+from gateway.openai_api.errors import BodyTooLarge, RequestTimedOut
+from gateway.openai_api.words import Call
 from gateway.server.asgi import plain_path
+from gateway.server.edge import Headers, answer
 from gateway.server.options import ServerOptions
-from gateway.server.pings import Pings
-from gateway.server.refusals import ShuttingDown
 from gateway.server.service import Service
 from gateway.server.watch import Watch
 
@@ -51,52 +51,21 @@ class RSGI:
             self.tasks.discard(task)
 
     async def _http(self, call: Call, protocol: Any, task: asyncio.Task[Any]) -> None:
+        out = _Out(protocol, call)
         try:
             call.body = await self._read(call, protocol)
         except GatewayError as error:
-            _send(self._service.error(call, error), protocol)
+            status, headers, body = self._service.error(call, error)
+            assert isinstance(body, bytes)
+            out.whole(status, headers, body)
             return
-        watch = Watch(protocol.client_disconnect, task)
+        out.watch = watch = Watch(protocol.client_disconnect, task)
         try:
-            reply = await self._service.handle(call)
-            if isinstance(reply[2], bytes):
-                _send(reply, protocol)
-            else:
-                await self._stream(reply, reply[2], call, protocol, watch)
+            await answer(self._service, call, out, self._options.ping_s)
         except ProtocolClosed:  # gone before the watch saw it
             return
-        except asyncio.CancelledError:
-            if watch.gone:
-                return
-            if not self._service.stopping:
-                raise
-            _send(self._service.refusal(call, ShuttingDown("the service stops")), protocol)
         finally:
             watch.stop()
-
-    async def _stream(
-        self, reply: Reply, body: Body, call: Call, protocol: Any, watch: Watch
-    ) -> None:
-        if call.method == "HEAD":
-            await body.aclose()
-            protocol.response_empty(reply[0], reply[1])
-            return
-        stream = protocol.response_stream(reply[0], reply[1])
-        pings = Pings(stream.send_bytes, self._options.ping_s)
-        try:
-            async for piece in body:
-                pings.pause()
-                await stream.send_bytes(piece)
-                pings.resume()
-        except asyncio.CancelledError:
-            if watch.gone or not self._service.stopping:
-                raise
-            if call.generation_id:
-                error = envelope(ShuttingDown("the service stops"))
-                await stream.send_bytes(b"data: " + error + b"\n\n")  # and no [DONE]
-        finally:
-            pings.stop()
-            await body.aclose()
 
     async def _read(self, call: Call, protocol: Any) -> bytes:
         """The whole body.
@@ -126,6 +95,36 @@ class RSGI:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
+class _Out:
+    """An `edge.Out`."""
+
+    def __init__(self, protocol: Any, call: Call) -> None:
+        self._protocol = protocol
+        self._call = call
+        self._stream: Any = None
+        self.watch: Watch | None = None
+
+    @property
+    def gone(self) -> bool:
+        return self.watch is not None and self.watch.gone
+
+    def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        self._protocol.response_bytes(status, headers, body)
+
+    def begin(self, status: int, headers: Headers) -> None:
+        if self._call.method == "HEAD":
+            self._protocol.response_empty(status, headers)
+        else:
+            self._stream = self._protocol.response_stream(status, headers)
+
+    def send(self, piece: bytes) -> Awaitable[object] | None:
+        sent: Awaitable[object] | None = self._stream and self._stream.send_bytes(piece)
+        return sent
+
+    def end(self) -> None:
+        """granian ends a stream with its task."""
+
+
 def _call(scope: Any) -> Call:
     return Call(
         scope.method,
@@ -134,8 +133,3 @@ def _call(scope: Any) -> Call:
         query=scope.query_string,
         peer=scope.client.rpartition(":")[0].strip("[]"),
     )
-
-
-def _send(reply: Reply, protocol: Any) -> None:
-    status, headers, body = reply
-    protocol.response_bytes(status, headers, body)

@@ -1,6 +1,6 @@
 """What happens to every HTTP request: route -> who is it -> handler -> headers -> told once.
 
-No framework: `asgi.py` and `rsgi.py` bring calls in and carry replies out.
+No framework: what brings calls in and carries replies out is drawn in `edge.py`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from gateway.errors import GatewayError
 from gateway.events import HTTPFinished, Listener, traceparent
 from gateway.gateway import Gateway
 from gateway.openai_api.api import OpenAIAPI
-from gateway.openai_api.errors import error_reply
+from gateway.openai_api.errors import envelope, error_reply
 from gateway.openai_api.router import Router
 from gateway.openai_api.words import Body, Call, Reply, Routes
 from gateway.server.access import Access
+from gateway.server.cors import CORS
 from gateway.validation import new_id
 
 
@@ -62,84 +63,101 @@ class Service:
         self.in_flight = 0
         self.stopping = False
         self._tell = tell
+        self._cors = CORS(options.cors_origins) if options.cors_origins else None
         self._clock = clock
 
     async def handle(self, call: Call) -> Reply:
         """Answer one request. Raises nothing but cancellation."""
         started = self._clock()
         self.in_flight += 1
-        route, reply = "", None
-        error: BaseException | None = None
+        route, error = "", None
         try:
-            route, handler = self.router.find(call)
-            call.caller = self.access.check(call, route, self.gateway.config)
-            reply = await handler(call)
-        except asyncio.CancelledError as cancelled:
-            error = cancelled
-            raise
+            if self._cors is not None and (reply := self._cors.preflight(call)) is not None:
+                status, headers, body = reply
+            else:
+                route, handler = self.router.find(call)
+                call.caller = self.access.check(call, route, self.gateway.config)
+                status, headers, body = await handler(call)
         except Exception as failed:  # noqa: BLE001 - no fault of ours may reach a client raw
             error = failed
-            reply = error_reply(failed)
+            status, headers, body = error_reply(failed)
             if not isinstance(failed, GatewayError):
-                _log_fault(failed)
-        finally:
-            if reply is None or isinstance(reply[2], bytes):
-                self._ended(call, route, started, reply, error)
-        status, headers, body = reply
+                log_fault(failed)
+        except BaseException as broken:
+            self._ended(call, route, started, self._clock(), 0, broken)
+            raise
+        now = self._clock()
         call.id = _request_id(call)
-        took_ms = (self._clock() - started) * 1000
-        headers = [*headers, ("x-request-id", call.id), ("openai-processing-ms", f"{took_ms:.0f}")]
+        took_ms = (now - started) * 1000
+        headers = [
+            *headers,
+            ("x-request-id", call.id),
+            ("openai-processing-ms", f"{took_ms:.0f}"),
+        ]
         if call.caller.key:
             headers += self.gateway.accounts.headers(call.caller.key)
+        if self._cors is not None:
+            headers += self._cors.headers(call)
         if isinstance(body, bytes):
+            self._ended(call, route, started, now, status, error)
             return status, headers, body
-        ended = partial(self._ended, call, route, started, reply)
-        return status, headers, _Streamed(body, ended)
+        return status, headers, _Streamed(body, partial(self._closed, call, route, started, status))
 
     def error(self, call: Call, error: GatewayError) -> Reply:
         """The reply to a request that never became a whole call: too long, too slow, no HTTP."""
         reply = self.refusal(call, error)
         self.in_flight += 1
-        self._ended(call, "", self._clock(), reply, error)
+        now = self._clock()
+        self._ended(call, "", now, now, reply[0], error)
         return reply
 
     def refusal(self, call: Call, error: GatewayError) -> Reply:
         """The same for one whose end was told already."""
         call.id = _request_id(call)
         status, headers, body = error_reply(error)
-        return status, [*headers, ("x-request-id", call.id)], body
+        headers = [*headers, ("x-request-id", call.id)]
+        if self._cors is not None:
+            headers += self._cors.headers(call)
+        return status, headers, body
+
+    def _closed(
+        self, call: Call, route: str, started: float, status: int, error: BaseException | None
+    ) -> None:
+        self._ended(call, route, started, self._clock(), status, error)
 
     def _ended(
         self,
         call: Call,
         route: str,
         started: float,
-        reply: Reply | None,
+        now: float,
+        status: int,
         error: BaseException | None,
     ) -> None:
+        """Tell of a request's end; status 0 if there was no answer to it."""
         self.in_flight -= 1
-        call.id = _request_id(call)
         if self._tell is None:
             return
-        now = self._clock()
-        cancelled = isinstance(error, (asyncio.CancelledError, GeneratorExit))
-        gone = cancelled and not self.stopping
+        gone = False
+        if error is not None and isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+            gone = not self.stopping
+        caller, trace = call.caller, call.headers.get("traceparent")
         self._tell(
             HTTPFinished(
                 at=now,
                 method=call.method,
                 route=route,
-                status=reply[0] if reply else 499 if gone else 503,
-                error=_code(error, gone),
-                request_id=call.id,
+                status=status or (499 if gone else 503),
+                error="" if error is None else _code(error, gone),
+                request_id=_request_id(call),
                 generation_id=call.generation_id,
-                tenant=call.caller.tenant,
-                key=call.caller.key,
+                tenant=caller.tenant,
+                key=caller.key,
                 duration_s=now - started,
                 request_bytes=len(call.body),
                 client_disconnected=gone,
                 refused=not call.generation_id,
-                trace=traceparent(call.headers.get("traceparent", "")),
+                trace=traceparent(trace) if trace else "",
             )
         )
 
@@ -171,6 +189,11 @@ class _Streamed:
         """Let go of the answer. Idempotent."""
         await self._close(GeneratorExit())
 
+    def last_words(self, error: BaseException) -> bytes:
+        """What to send before it is broken off."""
+        words: Callable[[BaseException], bytes] = getattr(self._body, "last_words", error_event)
+        return words(error)
+
     async def _close(self, how: BaseException | None) -> None:
         ended, self._ended = self._ended, None
         if ended is None:
@@ -181,15 +204,18 @@ class _Streamed:
             ended(how)
 
 
-def _log_fault(error: Exception) -> None:
-    """Where a fault of ours happened; not its message, which may quote what was asked."""
+def error_event(error: BaseException) -> bytes:
+    """What breaks off a stream of events."""
+    return b"data: " + envelope(error) + b"\n\n"
+
+
+def log_fault(error: BaseException) -> None:
+    """Log where a fault of ours happened; not its message, which may quote what was asked."""
     where = "".join(traceback.format_tb(error.__traceback__))
     logging.getLogger(__name__).error("%s\n%s", type(error).__name__, where)
 
 
-def _code(error: BaseException | None, gone: bool) -> str:
-    if error is None:
-        return ""
+def _code(error: BaseException, gone: bool) -> str:
     if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
         return "client_disconnected" if gone else "shutting_down"
     return error.code if isinstance(error, GatewayError) else "internal_error"
@@ -197,9 +223,13 @@ def _code(error: BaseException | None, gone: bool) -> str:
 
 def _request_id(call: Call) -> str:
     """The client's own id if it is fit to be logged, else the generation's or a new one."""
-    if call.id:
-        return call.id
-    said = call.headers.get("x-request-id", "")
-    if said and len(said) <= 128 and said.isascii() and said.isprintable() and " " not in said:
-        return said
-    return call.generation_id or new_id().replace("gen-", "req-", 1)
+    if not call.id:
+        said = call.headers.get("x-request-id")
+        if said is not None and not _fit(said):
+            said = None
+        call.id = said or call.generation_id or new_id().replace("gen-", "req-", 1)
+    return call.id
+
+
+def _fit(said: str) -> bool:
+    return len(said) <= 128 and said.isascii() and said.isprintable() and " " not in said

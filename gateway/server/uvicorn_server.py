@@ -29,10 +29,10 @@ class UvicornServer:
         self._app = app
         self._sock = sock
         self._options = app.config.server
-        connection: Any = partial(Connection, self._options, app.service.error)
+        connection: Any = partial(Connection, self._options, app.service)
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         config = uvicorn.Config(
-            app.asgi,
+            _nothing,  # what answers is in `connection`
             http=connection,
             ws="none",
             lifespan="off",
@@ -93,3 +93,7 @@ class UvicornServer:
         while True:
             await asyncio.sleep(every_s)
             sweep(self._server.server_state.connections, loop.time())
+
+
+async def _nothing(scope: Any, receive: Any, send: Any) -> None:
+    """uvicorn wants an application; `Connection` never asks it."""
