@@ -24,10 +24,10 @@ lint: $(VENV)/test.stamp  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/test.stamp  ## what it costs, beside the limits and the peers: some twenty minutes
+bench: $(VENV)/test.stamp  ## what it costs, beside the limits and the peers: at most twenty minutes
 	$(BIN)/python -m tests.benchmarks
 
-bench-quick: $(VENV)/test.stamp  ## the same in one round: some six minutes
+bench-quick: $(VENV)/test.stamp  ## the same in one round: at most six minutes
 	$(BIN)/python -m tests.benchmarks --quick
 
 bench-peers: $(VENV)/test.stamp  ## install the peers (PyPI, npm) into .peers, for the benchmarks

@@ -6,6 +6,7 @@ import argparse
 import os
 import resource
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -48,10 +49,9 @@ class Run:
     def all(self) -> None:
         """Every part in turn; one that breaks is told of and does not hide the others."""
         where = (self._upstream, self._cores)
-        quick, rounds = self._quick, 1 if self._quick else 3
-        seconds = 0.4 if quick else 0.5
+        quick = self._quick
         if "library" in self._parts:
-            self._part("library", lambda: costs.measure(*where, rounds=rounds, seconds=seconds))
+            self._part("library", lambda: costs.measure(*where, quick=quick))
         if {"server", "streams"} & set(self._parts):
             self._part("server and streams", self._servers)
         if "failure" in self._parts:
@@ -75,10 +75,10 @@ class Run:
         with Fleet(self._upstream, self._cores, rounds=rounds) as fleet:
             who = (self._upstream, self._cores, fleet.servers, fleet.wrong)
             if "server" in self._parts:
-                seconds = 1.5 if quick else 2.5
+                seconds = 1.0 if quick else 2.0
                 sections += server_costs.measure(*who, rounds=rounds, seconds=seconds)
             if "streams" in self._parts:
-                sections += held.measure(*who, seconds=1.0 if quick else 2.5)
+                sections += held.measure(*who, quick=quick)
                 sections += held.weigh(*who)
             sections.append(fleet.told())
         return sections
@@ -105,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks", description="What the gateway costs, beside its peers."
     )
-    parser.add_argument("--quick", action="store_true", help="one round; some six minutes")
+    parser.add_argument("--quick", action="store_true", help="one round; at most six minutes")
     parser.add_argument("--write", action="store_true", help="keep the report under results/")
     parser.add_argument("--only", nargs="+", choices=_PARTS, default=_PARTS, help="only these")
     parser.add_argument(
@@ -117,6 +117,7 @@ def main() -> None:
         return
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a thousand streams, both sides
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: ends what was started
     load, cores = os.getloadavg(), Cores.split()
     with Upstream(cores.other) as upstream:
         run = Run(upstream, cores, quick=options.quick, parts=tuple(options.only))

@@ -46,7 +46,7 @@ class Subject:
 _LIBRARY, _SERVER = "gateway.generate", f"{OURS} (server)"
 _TENSORZERO, _ROUTER = "TensorZero embedded", "LiteLLM Router"
 # Those of a group run side by side, for a few requests a second hardly use a core. Portkey and
-# LiteLLM would at 40/s, so they are asked less often.
+# LiteLLM would at 40/s, so they are asked less often; the first two groups are one when in a hurry.
 _GROUPS = (
     (Subject(_LIBRARY, "ours.generate", "stream"), Subject(_SERVER)),
     (
@@ -108,18 +108,16 @@ def mostly_back(samples: list[tuple[float, int, int]], share: float = 0.8) -> fl
 def measure(upstream: Upstream, cores: Cores, *, quick: bool) -> list[Section]:
     """Both faults for every group; ours twice but when in a hurry, LiteLLM only when not."""
     found: dict[str, dict[str, Outcome]] = {fault: {} for fault in _FAULTS}
-    for group, subjects in enumerate(_GROUPS):
-        for fault, outcomes in found.items():
-            for subject in subjects:
-                outcomes[subject.name] = Outcome()
-                if quick and group == 2:
-                    outcomes[subject.name].why_not = "takes a minute: not with --quick"
-            if quick and group == 2:
-                continue
-            for _ in range(1 if quick or group else 2):
-                names = ", ".join(subject.name for subject in subjects)
-                print(f"failure, {_FAULTS[fault]}: {names} ...", file=sys.stderr, flush=True)
-                _run(upstream, cores, subjects, fault, outcomes)
+    ours, light, heavy = _GROUPS
+    groups = [ours + light] if quick else [ours, ours, light, heavy]
+    for fault, outcomes in found.items():
+        outcomes.update({subject.name: Outcome() for group in _GROUPS for subject in group})
+        for subject in heavy if quick else ():
+            outcomes[subject.name].why_not = "takes a minute: not with --quick"
+        for subjects in groups:
+            names = ", ".join(subject.name for subject in subjects)
+            print(f"failure, {_FAULTS[fault]}: {names} ...", file=sys.stderr, flush=True)
+            _run(upstream, cores, subjects, fault, outcomes)
     return [_told(found)]
 
 
@@ -145,7 +143,7 @@ def _run(
                 worker.closed(subject.kind, 1, 0.3)
                 workers[subject] = (worker, 2 * place)
             except (RuntimeError, OSError) as error:
-                outcomes[subject.name].why_not = " ".join(str(error).split())[-160:]
+                outcomes[subject.name].why_not = str(error)[-120:]
         for subject, (worker, _) in workers.items():
             worker.begin_open(subject.rate, _WARM_S + _BROKEN_S + _MENDED_S)
         time.sleep(_WARM_S)

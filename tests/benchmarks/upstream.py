@@ -15,7 +15,7 @@ from tests.benchmarks import stub
 from tests.benchmarks.native import compiled
 
 _STUB = Path(__file__).with_name("stub.py")
-_PORTS = 8
+_PORTS = 10  # a primary and a backup for each of five that fail over side by side
 
 
 class Upstream:

@@ -107,7 +107,7 @@ def start(
         try:
             servers[name] = stack.enter_context(server)
         except (RuntimeError, OSError) as error:
-            wrong[name] = " ".join(str(error).split())[-200:]
+            wrong[name] = f"did not start: {error}"
     return servers, wrong
 
 

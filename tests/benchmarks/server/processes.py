@@ -16,6 +16,7 @@ from typing import Any, Self
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _PATIENCE_S = 60.0
+_REFUSING_S = 5.0  # some answer with an error until they have read everything they need
 _SETTLED = 0.1  # of a core: what a server that has nothing to do may use
 _NUMBER = "#" * 16  # the load generator puts a number here that never comes again
 
@@ -145,11 +146,16 @@ class Server:
                 env=self._environment,
                 start_new_session=True,
             )
-        while self.ask()[0] != 200:
-            if self._process.poll() is not None or time.perf_counter() > began + _PATIENCE_S:
+        refusing_since = 0.0
+        while (status := self.ask()[0]) != 200:
+            now = time.perf_counter()
+            refusing_since = (refusing_since or now) if status else 0.0
+            ended = self._process.poll() is not None
+            if ended or now > began + _PATIENCE_S or now > (refusing_since or now) + _REFUSING_S:
                 self.__exit__(None, None, None)
-                said = (self._folder / "output.log").read_text(errors="replace")[-600:]
-                raise RuntimeError(f"no answer: {said}")
+                said = (self._folder / "output.log").read_text(errors="replace").split("\n")
+                last = next((line for line in reversed(said) if line.strip()), "")
+                raise RuntimeError(f"answers {status}" if status else f"no answer: {last[-80:]}")
             time.sleep(0.02)
         self.start_s = time.perf_counter() - began
         return self
