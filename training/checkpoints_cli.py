@@ -47,7 +47,7 @@ def list_(folder: Folder, as_json: AsJson = False) -> None:
     elif found:
         good = _last_healthy(found)
         rows: list[tuple[str, ...]] = [_HEAD]
-        rows += [_row(manifest, manifest is good) for manifest in found]
+        rows += [_row(folder, manifest, manifest is good) for manifest in found]
         _tell_table(rows)
     else:
         typer.echo(f"no checkpoints in {folder}")
@@ -91,12 +91,12 @@ def verify(folder: Folder, as_json: AsJson = False) -> None:
 def show(folder: Folder, which: Which = "healthy", as_json: AsJson = False) -> None:
     """Show one checkpoint: its manifest, and the shape of what is inside."""
     manifest = _find(folder, which)
-    inside = list(_inside(_load(folder, manifest)))
+    inside = list(_inside(_load(folder, manifest, outline=True)))
     if as_json:
         _tell_json({**asdict(manifest), "inside": dict(inside)})
         return
     told = asdict(manifest)
-    told["size"] = _size(manifest.size)
+    told["size"] = _size(_bytes(folder / manifest.name, manifest))
     told["wall_time"] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.wall_time))
     metrics = told.pop("metrics")
     for name, value in told.items():
@@ -152,7 +152,8 @@ def restore(
     manifest = _find(folder, which)
     payload = _load(folder, manifest)
     if part != "all" and part not in payload:
-        _fail(f"{manifest.name} holds no {part!r}; it holds {', '.join(manifest.holds)}", 1)
+        known = ", ".join(sorted(payload.keys() - {"schema", "step"}))
+        _fail(f"{manifest.name} holds no {part!r}; it holds {known}", 1)
     target = to or Path(f"{part}_step_{manifest.step}.pt")
     if target.exists() and not force:
         _fail(f"{target} is there already; name another with --to, or overwrite with --force")
@@ -207,11 +208,16 @@ def _last_healthy(found: list[Manifest]) -> Manifest | None:
     return next((one for one in reversed(found) if one.health == "healthy"), None)
 
 
-def _load(folder: Path, manifest: Manifest) -> dict[str, Any]:
+def _load(folder: Path, manifest: Manifest, *, outline: bool = False) -> dict[str, Any]:
     from training.checkpoints import files  # noqa: PLC0415
 
+    path = folder / manifest.name
     try:
-        return files.load(folder / manifest.name)
+        if not path.is_dir():
+            return files.load(path)
+        from training.checkpoints import shards  # noqa: PLC0415 - needs torch.distributed
+
+        return (shards.outline if outline else shards.load)(path, manifest)
     except CheckpointCorrupt as error:
         _fail(f"{error}; choose another: `checkpoints verify {folder}` tells which are whole", 1)
     except CheckpointError as error:
@@ -236,17 +242,26 @@ def _store(folder: Path, keep: int) -> Iterator[Any]:
         store.close()
 
 
-def _row(manifest: Manifest, good: bool) -> tuple[str, ...]:
-    metrics = manifest.metrics
+def _bytes(path: Path, manifest: Manifest) -> int:
+    """What a checkpoint takes; the manifest of a sharded one knows only its list of hashes."""
+    if not path.is_dir():
+        return manifest.size
+    from training.checkpoints import shards  # noqa: PLC0415 - needs torch.distributed
+
+    return sum(shards.sizes(path).values())
+
+
+def _row(folder: Path, manifest: Manifest, good: bool) -> tuple[str, ...]:
+    metrics, path = manifest.metrics, folder / manifest.name
     return (
         str(manifest.step),
         manifest.health,
         "yes" if manifest.pinned else "",
-        _size(manifest.size),
+        _size(_bytes(path, manifest)),
         _age(time.time() - manifest.wall_time),
         f"{metrics['loss']:.4g}" if "loss" in metrics else "",
         f"{metrics['reward']:.4g}" if "reward" in metrics else "",
-        manifest.name,
+        f"{manifest.name}{'/' if path.is_dir() else ''}",
         "<- a rollback returns here" if good else "",
     )
 

@@ -5,14 +5,12 @@
     rank 0 writes the manifest beside it -> committed; everybody is told
 
 The manifest is the one of `training.checkpoints`, and means the same: without it there is nothing.
-The folder must be one that every rank can read, and be trusted: the index that
-torch.distributed.checkpoint keeps of its shards is a pickle.
+The folder must be one that every rank can read.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -25,10 +23,12 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
+from training.checkpoints import shards
 from training.checkpoints.atomic import replacing, sync_folder
 from training.checkpoints.folder import FolderLock
 from training.checkpoints.manifest import (
@@ -40,7 +40,6 @@ from training.checkpoints.manifest import (
     write_manifest,
 )
 from training.errors import (
-    CheckpointCorrupt,
     CheckpointError,
     CheckpointForeign,
     SaveFailed,
@@ -48,8 +47,6 @@ from training.errors import (
 )
 
 T = TypeVar("T")
-_HASHES = "hashes.json"
-_BLOCK = 1 << 20
 
 
 class Peers:
@@ -84,9 +81,9 @@ class Peers:
             result = work()
         except TrainingError as raised:
             error = raised
-        except Exception as raised:  # noqa: BLE001 - the other ranks must not wait for ever
-            told = (str(raised).strip().splitlines() or [""])[0]
-            error = CheckpointError(f"rank {self.rank}: {type(raised).__name__}: {told[:200]}")
+        # The other ranks must not wait for ever; torch's own error is no Exception.
+        except (Exception, CheckpointException) as raised:  # noqa: BLE001
+            error = CheckpointError(f"rank {self.rank}: {shards.reason(raised)}")
         for failed in self.all(error):
             if failed is not None:
                 raise failed
@@ -141,7 +138,10 @@ class ShardedStore:
         )
         path = self.folder / name
         writer = FileSystemWriter(path, sync_files=True)
-        written = async_save(dict(state), storage_writer=writer, process_group=self._writers.group)
+        group = self._writers.group
+        written = self._peers.together(
+            lambda: async_save(dict(state), storage_writer=writer, process_group=group)
+        )
         self._thread = threading.Thread(
             target=self._finish, args=(written, manifest), name="sharded-checkpoint", daemon=True
         )
@@ -220,18 +220,18 @@ class ShardedStore:
         own = f"__{self._peers.rank}_"
         names = [each.name for each in path.iterdir() if each.name.startswith(own)]
         if self._peers.rank == 0:
-            names.append(".metadata")
-        return {name: _hashed(path / name) for name in names}
+            names.append(shards.INDEX)
+        return {name: shards.hashed(path / name) for name in names}
 
     def _commit(self, path: Path, manifest: Manifest, hashes: dict[str, list[Any]]) -> None:
-        with replacing(path / _HASHES) as file:
+        with replacing(path / shards.HASHES) as file:
             file.write(json.dumps(hashes, indent=1, sort_keys=True).encode())
             file.flush()
             os.fsync(file.fileno())
         sync_folder(path)
         known, _ = survey(self.folder)
         manifest.number = 1 + max((each.number for each in known), default=0)
-        manifest.size, manifest.sha256 = _hashed(path / _HASHES)
+        manifest.size, manifest.sha256 = shards.hashed(path / shards.HASHES)
         manifest.wall_time, manifest.torch = time.time(), str(torch.__version__)
         manifest.holds = ["sharded"]
         write_manifest(self.folder, manifest)
@@ -279,32 +279,15 @@ class ShardedStore:
 
     def _verify(self, path: Path, manifest: Manifest) -> None:
         """See that this rank's share of the files is what was committed."""
-        try:
-            if _hashed(path / _HASHES) != [manifest.size, manifest.sha256]:
-                raise CheckpointCorrupt(
-                    "its list of hashes is not what was committed", path=str(path)
-                )
-            hashes = json.loads((path / _HASHES).read_text(encoding="utf-8"))
-            for name in sorted(hashes)[self._peers.rank :: self._peers.size]:
-                if _hashed(path / name) != hashes[name]:
-                    raise CheckpointCorrupt(f"{name} is not what was committed", path=str(path))
-        except OSError as error:
-            raise CheckpointCorrupt(f"cannot be read: {error}", path=str(path)) from None
+        share = slice(self._peers.rank, None, self._peers.size)
+        shards.verify(path, manifest, lambda names: names[share])
 
     def _read(self, state: dict[str, Any], path: Path) -> None:
-        reader = FileSystemReader(path)
+        reader = shards.Reader(path)
         known = reader.read_metadata().state_dict_metadata
         state["ranks"] = {r: t for r, t in state["ranks"].items() if f"ranks.{r}" in known}
-        load(state, storage_reader=reader, process_group=self._peers.group)
-
-
-def _hashed(path: Path) -> list[Any]:
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            size += len(block)
-    return [size, digest.hexdigest()]
+        group, planner = self._peers.group, shards.Planner()
+        load(state, storage_reader=reader, planner=planner, process_group=group)
 
 
 def _check_finite(state: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,6 +95,12 @@ def load(path: Path) -> dict[str, Any]:
         CheckpointForeign: it is whole and not a checkpoint of ours.
         CheckpointError: it is not there, or cannot be read just now.
     """
+    if path.is_dir():
+        raise CheckpointForeign(
+            "it is sharded: `DistributedOperations` resumes it, and `python -m training "
+            "checkpoints restore` makes one file of it",
+            path=str(path),
+        )
     if not path.is_file():
         raise CheckpointError("no such checkpoint", path=str(path))
     path = path.resolve()  # `latest.pt` may be a link to one of ours
@@ -119,8 +126,14 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def verify(path: Path) -> Manifest:
-    """See that a payload is what was committed, without loading it; errors as `load`."""
+    """See that a payload, whole or sharded, is what was committed, without loading it; errors as
+    `load`."""
     manifest = read_manifest(path)
+    if path.is_dir():
+        from training.checkpoints import shards  # noqa: PLC0415 - needs torch.distributed
+
+        shards.verify(path, manifest)
+        return manifest
     try:
         with path.open("rb") as file:
             _verify(file, manifest, path)
@@ -134,8 +147,7 @@ def verify(path: Path) -> Manifest:
 def delete(folder: Path, name: str) -> None:
     """Uncommit, then remove: the manifest goes first."""
     for path in (beside(folder / name), folder / name):
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+        _remove(path)
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -156,9 +168,16 @@ def sweep(folder: Path) -> list[str]:
     """Remove what interrupted saves left; return the names."""
     swept = leftovers(folder)
     for path in swept:
-        with contextlib.suppress(OSError):
-            path.unlink()
+        _remove(path)
     return [path.name for path in swept]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():  # a sharded one
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _verify(file: BinaryIO, manifest: Manifest, path: Path) -> None:

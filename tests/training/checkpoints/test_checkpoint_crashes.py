@@ -107,7 +107,7 @@ ops.flush()
 print(step(3, {"loss": 1.0}, {"w": torch.ones(100)})["events"])
 ops.flush()
 print(*ops.store.paths())
-print(ops.store.last_healthy().manifest.step)
+print(ops.store.load(ops.store.paths()[-1]).manifest.step)
 """
 
 
