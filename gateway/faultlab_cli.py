@@ -62,7 +62,7 @@ def score(
         typer.echo("\n".join(scorecard.contents()).lstrip())
         return
     try:
-        began, url = time.monotonic(), url.rstrip("/")
+        began, url = time.monotonic(), _base(url)
         wanted = runs(_split(only))
         given = _given(url, _headers(header or [], api_key_env), _pairs(models), recipe)
         if url:
@@ -177,6 +177,12 @@ def _progress(total: int) -> Callable[[Result], None]:
             typer.echo(f"{done} of {total} runs over{end}", nl=False, err=True)
 
     return tell
+
+
+def _base(url: str) -> str:
+    """A gateway's address, with the usual path where none is given."""
+    url = url.rstrip("/")
+    return f"{url}/v1" if url and not urlsplit(url).path else url
 
 
 def _ports(url: str) -> list[int]:

@@ -11,9 +11,6 @@ from gateway.faultlab.trial import Trial
 
 PARTIAL, SAFE, FAIL = Grade.PARTIAL, Grade.SAFE, Grade.FAIL
 
-# Of a page of HTML every gateway knows that it is no answer, and none asks for it again at once.
-# Where it does, the upstream's log still says how often.
-BAD = "html"
 WRONG = error(400, "n must be at least 1", "invalid_request_error")
 
 ENOUGH = 6
@@ -223,7 +220,7 @@ async def half_is_too_much(t: Trial) -> Verdict:
 
 _BAD: Final[dict[str, list[Entry]]] = {"bad": [FAILS], "400": [WRONG]}
 _LONE: Final[dict[str, Script]] = {
-    "creative": {"bad": [BAD], "slow": [slow(1)], "silent": ["silent"]}
+    "creative": {"bad": [FAILS], "slow": [slow(1)], "silent": ["silent"]}
 }
 
 BREAKER: Final = [
@@ -276,11 +273,11 @@ BREAKER: Final = [
     ),
     Scenario(
         id="32a", title="one failure of one request", demands="trips nothing",
-        plays={"creative": {"bad": [BAD]}}, check=one_is_no_trend,
+        plays={"creative": {"bad": [FAILS]}}, check=one_is_no_trend,
     ),
     Scenario(
         id="32b", title="every other request fails", demands="trips within twelve requests",
-        plays={"creative": {"bad": [BAD]}}, check=half_is_too_much,
+        plays={"creative": {"bad": [FAILS]}}, check=half_is_too_much,
     ),
 ]  # fmt: skip
 """What of scenarios 24 to 32 can be seen from outside."""

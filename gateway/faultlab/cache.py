@@ -6,10 +6,12 @@ import asyncio
 from typing import Any, Final
 
 from gateway.faultlab.plays import FAILS, cut_after, filtered, invalid_tool_call, length, slow
-from gateway.faultlab.scenario import Elsewhere, Grade, Scenario, Verdict
+from gateway.faultlab.scenario import Elsewhere, Grade, Scenario, Until, Verdict
 from gateway.faultlab.trial import Trial
 
 PARTIAL, SAFE, FAIL = Grade.PARTIAL, Grade.SAFE, Grade.FAIL
+
+_OUTAGE_S: Final = 5.0
 
 _TOOL: Final = {
     "type": "function",
@@ -90,8 +92,9 @@ async def keeps_nothing_bad(t: Trial) -> Verdict:
 async def degraded_is_no_stand_in(t: Trial) -> Verdict:
     """What a lower model answered is not creative's answer once creative is well."""
     number = t.number()
-    first = await t.ask("bad", number=number)
-    second = await t.ask("bad", number=number)
+    first = await t.ask(number=number)
+    await asyncio.sleep(_OUTAGE_S + 0.5)
+    second = await t.ask(number=number)
     verdict = t.judge_all([first, second])
     if t.role(first) == "balanced":
         fresh = t.role(second) == "creative"
@@ -176,7 +179,7 @@ CACHE: Final = [
     ),
     Scenario(
         id="37b", title="a stand-in's answer, then creative is well", demands="creative is asked",
-        plays={"creative": {"bad": ["html", "ok"]}}, check=degraded_is_no_stand_in,
+        plays={"creative": [Until(_OUTAGE_S, FAILS)]}, check=degraded_is_no_stand_in,
     ),
     Scenario(
         id="39a", title="50 identical questions at once", demands="upstream asked once",

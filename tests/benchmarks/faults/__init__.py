@@ -1,0 +1,1 @@
+"""The fault wall against the peers: `python -m tests.benchmarks.faults`."""

@@ -1,0 +1,119 @@
+"""The gateways that meet the wall, each with the best configuration its documentation offers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+from gateway.faultlab import Given, Lab, Ours, recipes
+from gateway.faultlab.client import get
+from gateway.faultlab.endpoints import Endpoint
+from gateway.faultlab.scenario import Run
+from tests.benchmarks import peers
+
+_PATIENCE_S = 120.0
+
+Opened = AbstractAsyncContextManager[Endpoint]
+Open = Callable[[Lab, Sequence[Run]], Opened]
+
+CONFIGURED = {
+    "downshift-gateway": "shipped values; scenario 15 with early_probe_s = "
+    f"{recipes.EARLY_PROBE_S} instead of the shipped hold of 300 s",
+    "LiteLLM proxy": "num_retries 1, fallbacks, timeout 30, stream_timeout 12, allowed_fails 2, "
+    "cooldown_time 20, local cache",
+    "Portkey": "a retry that minds Retry-After, fallback on 408, 429 and 5xx, request_timeout "
+    "12000, simple cache; its streams mended (as published each is a 500 under Node 20)",
+}
+"""How each is set up, in words."""
+
+
+@asynccontextmanager
+async def ours(_: Lab, __: Sequence[Run]) -> AsyncIterator[Endpoint]:
+    """Our own: a process for each run."""
+    yield Ours()
+
+
+@asynccontextmanager
+async def litellm(lab: Lab, runs: Sequence[Run]) -> AsyncIterator[Endpoint]:
+    """LiteLLM's proxy: one process, each run a model of its own."""
+    program = peers.binary("litellm", "litellm")
+    assert program is not None
+    port, config = _port(), recipes.litellm(runs, lab.urls)
+    environment = {
+        "LITELLM_LOG": "ERROR",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+    }
+    command = [str(program), "--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port)]
+    async with _process(command, {"config.yaml": config}, environment, port, "/health/liveliness"):
+        yield Given(f"http://127.0.0.1:{port}/v1")
+
+
+@asynccontextmanager
+async def portkey(_: Lab, __: Sequence[Run]) -> AsyncIterator[Endpoint]:
+    """Portkey: one process, configured by a header of each request."""
+    script, port = peers.portkey(), _port()
+    command = ["node", str(script), f"--port={port}", "--headless"]
+    # Without it, it refuses upstreams on the loopback.
+    environment = {"TRUSTED_CUSTOM_HOSTS": "127.0.0.1,localhost"}
+    async with _process(command, {}, environment, port, "/"):
+        yield Given(f"http://127.0.0.1:{port}/v1", more=recipes.portkey)
+
+
+def installed() -> dict[str, Open]:
+    """Who is here."""
+    found: dict[str, Open] = {"downshift-gateway": ours}
+    if peers.binary("litellm", "litellm") is not None:
+        found["LiteLLM proxy"] = litellm
+    if shutil.which("node") and peers.portkey() is not None:
+        found["Portkey"] = portkey
+    return found
+
+
+@asynccontextmanager
+async def _process(
+    command: Sequence[str],
+    files: Mapping[str, str],
+    environment: Mapping[str, str],
+    port: int,
+    path: str,
+) -> AsyncIterator[None]:
+    """A server, from its first good answer at `path` to the end of the block."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in files.items():
+            Path(folder, name).write_text(text, encoding="utf-8")
+        with Path(folder, "output.log").open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
+        try:
+            end = time.monotonic() + _PATIENCE_S
+            while (await get(f"http://127.0.0.1:{port}{path}")).status != 200:
+                if process.poll() is not None or time.monotonic() > end:
+                    said = Path(folder, "output.log").read_text(errors="replace")[-800:]
+                    raise RuntimeError(f"{command[0]} did not start: {said}")
+                await asyncio.sleep(0.2)
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
