@@ -72,7 +72,8 @@ def _text(value: object) -> str:
         return type(value).__name__
 
 
-_TAG = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
+# Each try ends where the next could begin, or a page of nothing but `<` would take a second.
+_TAG = re.compile(r"<(script|style)\b(?:(?!<\1\b).)*?</\1>|<[^<>]*>", re.DOTALL | re.IGNORECASE)
 
 _SECRET = re.compile(
     r"""(?ix)
@@ -95,4 +96,7 @@ def presentable(words: str, secrets: Sequence[str]) -> str:
     for secret in secrets:
         words = words.replace(secret, "[redacted]")
     words = _SECRET.sub("[redacted]", words[: 4 * MAX_WORDS])
-    return " ".join(words.split())[:MAX_WORDS]
+    words = " ".join(words.split())[:MAX_WORDS]
+    if words.isprintable():
+        return words
+    return "".join(char if char.isprintable() else " " for char in words)  # no terminal obeys it

@@ -13,6 +13,8 @@ from pathlib import Path
 from sqlite3 import Connection, Error
 from typing import Final, TypeVar
 
+from gateway.stores.private import make_private
+
 __all__ = ["Connection", "Error", "Place"]
 
 T = TypeVar("T")
@@ -47,7 +49,7 @@ class Place:
         self.db = db
         self.pid = os.getpid()
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        self.news = os.open(f"{path}-news", flags, 0o644) if path else -1
+        self.news = os.open(f"{path}-news", flags, 0o600) if path else -1
         self._inodes = _inodes(path) if path else (0, 0)
         self._marks = count(secrets.randbits(62))
 
@@ -74,6 +76,7 @@ def _inodes(path: str) -> tuple[int, int]:
 
 
 def _connect(path: str) -> Connection:
+    make_private(path)
     return sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from gateway.errors import ConfigError, GatewayError, InvalidRequest
+from gateway.stores.private import make_private
 
 T = TypeVar("T")
 
@@ -199,6 +200,7 @@ class FeedbackStore:
             raise self._explain(error) from error
 
     def _open(self) -> sqlite3.Connection:
+        make_private(self.path)
         connection = sqlite3.connect(self.path, timeout=5.0, isolation_level=None)
         try:
             mark = tuple(
