@@ -46,6 +46,9 @@ def score(
     ] = f"http://127.0.0.1:{LAB_PORT}",
     only: Only = None,
     at_once: Annotated[int, typer.Option(min=1, help="Runs at the same time.")] = 16,
+    patience: Annotated[
+        float, typer.Option(min=0.1, help="Multiplies how long is waited, for slow machines.")
+    ] = 1.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the card there.")] = None,
     listing: Annotated[bool, typer.Option("--list", help="Say what there is, and stop.")] = False,
 ) -> None:
@@ -66,9 +69,9 @@ def score(
         wanted = runs(_split(only))
         given = _given(url, _headers(header or [], api_key_env), _pairs(models), recipe)
         if url:
-            scoring = _theirs(wanted, given, upstream_url.rstrip("/"), at_once)
+            scoring = _theirs(wanted, given, upstream_url.rstrip("/"), at_once, patience)
         else:
-            scoring = _ours(wanted, at_once)
+            scoring = _ours(wanted, at_once, patience)
         results = asyncio.run(scoring)
     except GatewayError as error:
         raise _wrong(error) from None
@@ -139,22 +142,27 @@ def config(
         raise _wrong(ConfigError(f"no recipe for {kind!r}; there are litellm, portkey, downshift"))
 
 
-async def _ours(wanted: list[Run], at_once: int) -> list[Result]:
+async def _ours(wanted: list[Run], at_once: int, patience: float) -> list[Result]:
     from gateway.faultlab import Lab, Ours, wall  # noqa: PLC0415
 
     async with Lab(wanted) as lab:
         tell = _progress(len(wanted))
-        return await wall(wanted, Ours(), lab.url, lab.urls, at_once=at_once, tell=tell)
+        return await wall(
+            wanted, Ours(), lab.url, lab.urls, at_once=at_once, patience=patience, tell=tell
+        )
 
 
-async def _theirs(wanted: list[Run], given: Given, lab_url: str, at_once: int) -> list[Result]:
+async def _theirs(
+    wanted: list[Run], given: Given, lab_url: str, at_once: int, patience: float
+) -> list[Result]:
     from gateway.faultlab import wall  # noqa: PLC0415
     from gateway.faultlab.upstream import base_urls  # noqa: PLC0415
 
     ports, tell = _ports(lab_url), _progress(len(wanted))
     return await wall(
-        wanted, given, lab_url, lambda run: base_urls(ports, run), at_once=at_once, tell=tell
-    )
+        wanted, given, lab_url, lambda run: base_urls(ports, run),
+        at_once=at_once, patience=patience, tell=tell,
+    )  # fmt: skip
 
 
 def _given(url: str, headers: dict[str, str], models: dict[str, str], recipe: str) -> Given:

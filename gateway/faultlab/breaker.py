@@ -239,7 +239,7 @@ BREAKER: Final = [
     ),
     Scenario(
         id="27", title="the hold is over, 50 ask at once", demands="one (at most three) probe it",
-        plays=_LONE, check=one_probe, ladder=1, limit_s=90,
+        plays=_LONE, check=one_probe, ladder=1, limit_s=90, crowd=True,
     ),
     Scenario(
         id="28a", title="the probe fails", demands="left alone again",

@@ -183,7 +183,7 @@ CACHE: Final = [
     ),
     Scenario(
         id="39a", title="50 identical questions at once", demands="upstream asked once",
-        plays={"creative": {"slow": [slow(1)]}}, check=flies_once,
+        plays={"creative": {"slow": [slow(1)]}}, check=flies_once, crowd=True,
     ),
     Scenario(
         id="39b", title="the first of three identical ones hangs up",

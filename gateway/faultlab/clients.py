@@ -83,12 +83,13 @@ CLIENTS: Final = [
     Scenario(
         id="43", title="40 hang up, 20 are refused, 20 ask at once", demands="no place is lost",
         plays={"creative": {"paced": [paced(0.2, 50)], "400": ["422_fastapi"]}},
-        check=leaks_no_slot, forms=STREAM,
+        check=leaks_no_slot, forms=STREAM, crowd=True,
     ),
     Scenario(
         id="44", title="200 at once, each takes 2 s",
         demands="answered, or refused with 408, 429 or 503 and Retry-After",
         plays={"creative": {"slow": [slow(2)]}}, check=takes_a_crowd, limit_s=90,
+        crowd=True,
     ),
 ]  # fmt: skip
 """What of scenarios 42 to 45 can be seen from outside."""
@@ -97,5 +98,6 @@ ELSEWHERE: Final = [
     Elsewhere("43", "max concurrency 1; slow logging sink", "needs its configuration",
               "tests/faults/test_fault_clients.py"),
     Elsewhere("44", "priority 0 overtakes", "needs keys", "tests/faults/test_fault_loads.py"),
-    Elsewhere("45", "eight at once on a tiny budget", "needs keys", "tests/server/test_keys.py"),
+    Elsewhere("45", "eight at once on a tiny budget", "needs keys",
+              "tests/gateway/policies/test_quota.py"),
 ]  # fmt: skip

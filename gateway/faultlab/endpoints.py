@@ -31,7 +31,14 @@ class NotStarted(GatewayError):
 
 
 class Endpoint(Protocol):
-    """A gateway under test."""
+    """A gateway under test.
+
+    Attributes:
+        shared: whether all runs meet the same process.
+    """
+
+    @property
+    def shared(self) -> bool: ...
 
     def open(self, run: Run, urls: Mapping[str, str]) -> AbstractAsyncContextManager[Address]:
         """Where to ask for a run, while the block lasts.
@@ -53,12 +60,14 @@ class Given:
         models: what a run's model is called there: by the run's name such as `s8-stream`, or for
             all of them under `creative`, with `{model}` or `{run}` in it.
         more: further headers for a run.
+        shared: see `Endpoint`.
     """
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
     models: Mapping[str, str] = field(default_factory=dict)
     more: Callable[[Run, Mapping[str, str]], Mapping[str, str]] | None = None
+    shared: bool = True
 
     @asynccontextmanager
     async def open(self, run: Run, urls: Mapping[str, str]) -> AsyncIterator[Address]:
@@ -71,6 +80,8 @@ class Given:
 
 class Ours:
     """`gateway serve` with shipped values, started anew for each run."""
+
+    shared = False
 
     def __init__(self) -> None:
         self._starting = asyncio.Semaphore(2)  # a start is a second of CPU

@@ -61,10 +61,10 @@ OPERATIONS: Final = [
 
 ELSEWHERE: Final = [
     Elsewhere("46", "a store that is paused", "no store is configured by default",
-              "tests/gateway/stores"),
+              "tests/gateway/stores/test_valkey.py"),
     Elsewhere("47", "a reload under load, a broken file", "needs its configuration file",
               "tests/server/test_reloading.py"),
     Elsewhere("48", "monotonic over 2 workers", "needs the gateway's processes",
-              "tests/server/test_workers.py"),
-    Elsewhere("49", "an hour's soak", "takes an hour", "tests/scenarios"),
+              "tests/gateway/telemetry/test_metrics.py"),
+    Elsewhere("49", "an hour's soak", "takes an hour", "tests/soak"),
 ]  # fmt: skip

@@ -39,8 +39,8 @@ def downshift(run: Run, urls: Mapping[str, str]) -> str:
 def litellm(runs: Iterable[Run], urls: Urls) -> str:
     """A `config.yaml` for LiteLLM's proxy: every run as models of its own.
 
-    One retry, fallbacks, time-outs, cooldown after the third failure, the local cache: what its
-    documentation offers for reliability.
+    One retry, none after a time-out, fallbacks, time-outs, cooldown after the third failure, the
+    local cache: what its documentation offers for reliability.
     """
     models, fallbacks = [], []
     for run in runs:
@@ -66,6 +66,8 @@ def litellm(runs: Iterable[Run], urls: Urls) -> str:
             "  stream_timeout: 12",
             "  allowed_fails: 2",
             "  cooldown_time: 20",
+            "  retry_policy: {TimeoutErrorRetries: 0, RateLimitErrorRetries: 1, "
+            "InternalServerErrorRetries: 1}",
             "  fallbacks:",
             *fallbacks,
             "litellm_settings:",

@@ -90,6 +90,7 @@ class Scenario:
         limit_s: the run is a failure if it takes longer, seconds.
         early_probe: demands a recovery sooner than a fixed hold of 300 s would allow.
         refused: nobody listens where creative should be.
+        crowd: asks so much at once that it would disturb others at the same gateway.
         group: the part of the scorecard it stands in; filled in by the catalogue.
     """
 
@@ -103,6 +104,7 @@ class Scenario:
     limit_s: float = 60.0
     early_probe: bool = False
     refused: bool = False
+    crowd: bool = False
     group: str = ""
 
 

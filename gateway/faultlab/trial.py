@@ -48,16 +48,18 @@ class Trial:
         run: what is run.
         address: where the gateway is.
         lab_url: where the upstream is.
+        patience: multiplies how long is waited; what is demanded stays as it is.
 
     Attributes:
         form: "stream" or "whole": how `ask` asks unless told otherwise.
     """
 
-    def __init__(self, run: Run, address: Address, lab_url: str) -> None:
+    def __init__(self, run: Run, address: Address, lab_url: str, *, patience: float = 1.0) -> None:
         self.run = run
         self.form = run.form
         self.address = address
         self._lab_url = lab_url
+        self._patience = patience
 
     # -- asking ---------------------------------------------------------------------------------
 
@@ -102,7 +104,7 @@ class Trial:
             f"{self.address.url}/chat/completions",
             body,
             {**self.address.headers, **(headers or {})},
-            patience_s=patience_s or self.run.scenario.limit_s,
+            patience_s=(patience_s or self.run.scenario.limit_s) * self._patience,
             leave=leave,
             leave_after_s=leave_after_s,
         )

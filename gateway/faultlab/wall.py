@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gateway.faultlab.endpoints import Endpoint
 from gateway.faultlab.recipes import Urls
@@ -38,6 +39,7 @@ async def wall(
     urls: Urls,
     *,
     at_once: int = AT_ONCE,
+    patience: float = 1.0,
     tell: Callable[[Result], None] = lambda _: None,
 ) -> list[Result]:
     """Run everything.
@@ -48,33 +50,42 @@ async def wall(
         lab_url: where the lab's upstream takes the caller's word.
         urls: the upstream's base URLs by run.
         at_once: how many at the same time.
+        patience: multiplies how long is waited before a run is given up, for slow machines.
         tell: told of each result as it comes.
 
     Raises:
         GatewayError: the lab or the gateway cannot be reached at all.
     """
-    room = asyncio.Semaphore(at_once)
+    results: dict[Run, Result] = {}
 
-    async def one(run: Run) -> Result:
+    async def one(run: Run) -> None:
         async with room, endpoint.open(run, urls(run)) as address:
-            result = await _one(Trial(run, address, lab_url))
-        tell(result)
-        return result
+            trial = Trial(run, address, lab_url, patience=patience)
+            results[run] = await _one(trial, run.scenario.limit_s * patience)
+        tell(results[run])
 
+    alone = [run for run in runs if run.scenario.crowd and endpoint.shared]
     # The longest first, or the last would be waited for alone.
-    order = sorted(runs, key=lambda run: -run.scenario.limit_s)
-    tasks = {run: asyncio.create_task(one(run)) for run in order}
+    together = sorted(set(runs).difference(alone), key=lambda run: -run.scenario.limit_s)
+    room = asyncio.Semaphore(at_once)
+    await _all(one(run) for run in together)
+    room = asyncio.Semaphore(1)
+    await _all(one(run) for run in alone)
+    return [results[run] for run in runs]
+
+
+async def _all(waiting: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Wait for all; if one raises, none is left behind, and that is what is raised."""
+    tasks = [asyncio.create_task(one) for one in waiting]
     try:
-        await asyncio.gather(*tasks.values())
+        await asyncio.gather(*tasks)
     finally:
-        for task in tasks.values():
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks.values(), return_exceptions=True)
-    return [tasks[run].result() for run in runs]
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _one(trial: Trial) -> Result:
-    limit_s = trial.run.scenario.limit_s
+async def _one(trial: Trial, limit_s: float) -> Result:
     await trial.begin()
     started = time.monotonic()
     try:

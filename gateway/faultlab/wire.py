@@ -166,6 +166,6 @@ WIRE: Final = [
 """The fault list of the design, as far as it can be seen from outside."""
 
 ELSEWHERE: Final = [
-    Elsewhere("w", "recovery at 10 % of capacity", "takes minutes; runs on virtual time",
-              "tests/scenarios"),
+    Elsewhere("w", "recovery at 10 % of capacity", "takes minutes of a moved clock",
+              "tests/faults/test_fault_loads.py"),
 ]  # fmt: skip

@@ -1,6 +1,9 @@
 """Everyone meets the fault wall, one after the other, and the cards are laid side by side.
 
-python -m tests.benchmarks.faults [--only NAME...] [--scenarios 8,15] [--write]
+    python -m tests.benchmarks.faults [--only NAME...] [--scenarios 8,15] [--write]
+
+Each gateway's card is kept under `runs/faults` as soon as it is there; `--kept` lays out what
+is there and runs nobody again.
 """
 
 from __future__ import annotations
@@ -13,82 +16,96 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from gateway.faultlab import Grade, Lab, Result, runs, wall
+from gateway.faultlab import Lab, runs, scorecard, wall
 from gateway.faultlab.catalogue import ELSEWHERE
 from tests.benchmarks import peers
 from tests.benchmarks.faults.gateways import CONFIGURED, installed
 from tests.benchmarks.report import machine, slug
 
 _RESULTS = Path(__file__).parents[1] / "results"
-_SIGNS = {
-    Grade.PASS: "pass",
-    Grade.PARTIAL: "*partial*",
-    Grade.SAFE: "safe",
-    Grade.FAIL: "**FAIL**",
-}
+_KEPT = Path(__file__).parents[3] / "runs" / "faults"
+_SIGNS = {"pass": "pass", "partial": "*partial*", "safe": "safe", "fail": "**FAIL**"}
 
-Card = dict[tuple[str, str], Result]
+Card = dict[str, Any]
+"""What `gateway faultlab --json` writes, with the time, the load average and the commit."""
 
 
-async def meet(name: str, only: list[str], at_once: int) -> Card:
+async def meet(name: str, only: list[str], at_once: int, patience: float) -> Card:
     """One gateway's card."""
-    wanted = runs(only)
+    wanted, before, began = runs(only), os.getloadavg()[0], time.monotonic()
     async with Lab(wanted) as lab, installed()[name](lab, wanted) as endpoint:
         print(f"{name} meets {len(wanted)} runs ...", file=sys.stderr, flush=True)
-        results = await wall(wanted, endpoint, lab.url, lab.urls, at_once=at_once)
-    return {(result.run.scenario.id, result.run.form): result for result in results}
+        results = await wall(
+            wanted, endpoint, lab.url, lab.urls, at_once=at_once, patience=patience
+        )
+    took_s = round(time.monotonic() - began)
+    print(f"{name} took {took_s} s", file=sys.stderr)
+    told = scorecard.as_json(
+        results,
+        gateway=name,
+        at=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+        took_s=took_s,
+        load=[round(before, 1), round(os.getloadavg()[0], 1)],
+        commit=_commit(),
+    )
+    card: Card = json.loads(told)
+    return card
 
 
-def table(cards: dict[str, Card]) -> list[str]:
+def table(cards: list[Card]) -> list[str]:
     """Grades side by side."""
-    lines = [f"| | scenario | form | {' | '.join(cards)} |", "|---|---|---|" + "---|" * len(cards)]
-    first = next(iter(cards.values()))
-    for key, result in first.items():
-        scenario = result.run.scenario
-        grades = [_SIGNS[card[key].verdict.grade] for card in cards.values()]
-        cells = [key[0], scenario.title, key[1], *grades]
-        lines.append(f"| {' | '.join(cells)} |")
+    grades = [{(run["id"], run["form"]): run["grade"] for run in card["runs"]} for card in cards]
+    names = " | ".join(card["gateway"] for card in cards)
+    lines = [f"| | scenario | form | {names} |", "|---|---|---|" + "---|" * len(cards)]
+    for run in cards[0]["runs"]:
+        signs = [_SIGNS.get(of_one.get((run["id"], run["form"])), "-") for of_one in grades]
+        lines.append(f"| {' | '.join([run['id'], run['title'], run['form'], *signs])} |")
     return lines
 
 
-def totals(cards: dict[str, Card]) -> list[str]:
+def totals(cards: list[Card]) -> list[str]:
     """How many of each grade."""
     lines = ["| | pass | partial | safe | fail |", "|---|---|---|---|---|"]
-    for name, card in cards.items():
-        grades = [result.verdict.grade for result in card.values()]
-        lines.append(f"| {name} | {' | '.join(str(grades.count(grade)) for grade in Grade)} |")
+    for card in cards:
+        found = [run["grade"] for run in card["runs"]]
+        counts = " | ".join(str(found.count(grade)) for grade in _SIGNS)
+        lines.append(f"| {card['gateway']} | {counts} |")
     return lines
 
 
-def evidence(cards: dict[str, Card]) -> list[str]:
+def evidence(cards: list[Card]) -> list[str]:
     """What speaks for every grade that is not a pass."""
     lines = []
-    for name, card in cards.items():
-        lines += ["", f"### {name}", ""]
-        for (number, form), result in card.items():
-            verdict = result.verdict
-            if verdict.grade is not Grade.PASS:
-                said = f"{verdict.grade.name.lower()}: {verdict.evidence}"
-                lines.append(f"- {number} {form} ({result.run.scenario.title}): {said}")
+    for card in cards:
+        lines += ["", f"### {card['gateway']}", ""]
+        for run in card["runs"]:
+            if run["grade"] != "pass":
+                said = f"{run['grade']}: {run['evidence']}"
+                lines.append(f"- {run['id']} {run['form']} ({run['title']}): {said}")
     return lines
 
 
-def report(cards: dict[str, Card], command: str, loads: list[float]) -> str:
+def _met(card: Card) -> str:
+    before, after = card["load"]
+    return (
+        f"- {card['gateway']}: {CONFIGURED[card['gateway']]}. {card['at']} UTC, commit "
+        f"{card['commit']}, {card['took_s']} s, load average {before} before and {after} after"
+    )
+
+
+def report(cards: list[Card]) -> str:
     """The whole document."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    seen = sorted({f"{one.id} ({one.title}): {one.tested}" for one in ELSEWHERE})
     return "\n".join(
         [
-            f"# Fault wall, {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC",
+            f"# Fault wall, {max(card['at'] for card in cards)} UTC",
             "",
-            f"- Machine: {machine()}; load average {', '.join(f'{load:.1f}' for load in loads)} "
-            "before and after each gateway",
-            f"- Commit {commit}; peers: {peers.versions()}",
-            f"- Run as `{command}`; what each scenario demands: `gateway faultlab --list`",
-            *(f"- {name}: {CONFIGURED[name]}" for name in cards),
+            f"- Machine: {machine()}",
+            f"- Peers: {peers.versions()}",
+            "- Run as `python -m tests.benchmarks.faults`, one gateway after the other; what each "
+            "scenario demands: `gateway faultlab --list`",
+            *map(_met, cards),
             "- pass: all that is demanded. partial: answered, but late, dear or unclear about who "
             "answered. safe: an honest error where an answer was possible. fail: a truncated or "
             "foreign answer given for a whole one, garbage, a hang, or what was forbidden.",
@@ -102,10 +119,19 @@ def report(cards: dict[str, Card], command: str, loads: list[float]) -> str:
             "",
             "## Not a black-box matter, and tested elsewhere",
             "",
-            *(f"- {one}" for one in seen),
+            *(f"- {one.id}: {one.title} ({one.tested})" for one in ELSEWHERE),
             "",
         ]
     )
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _file(name: str) -> Path:
+    return _KEPT / f"{slug(name)}.json"
 
 
 def main() -> None:
@@ -114,23 +140,25 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", choices=list(CONFIGURED), help="only these gateways")
     parser.add_argument("--scenarios", default="", help="only these, such as 8,15,cache")
-    parser.add_argument("--at-once", type=int, default=8, help="runs at the same time")
+    parser.add_argument("--at-once", type=int, default=6, help="runs at the same time")
+    parser.add_argument("--patience", type=float, default=3.0, help="multiplies what is waited")
+    parser.add_argument("--kept", action="store_true", help="lay out the cards that are kept")
     parser.add_argument("--write", action="store_true", help="keep the report under results/")
     options = parser.parse_args()
-    here = installed()
-    cards: dict[str, Card] = {}
-    loads = [os.getloadavg()[0]]
     only = [name for name in options.scenarios.split(",") if name]
-    for name in options.only or list(CONFIGURED):
-        if name not in here:
+    names = options.only or list(CONFIGURED)
+    _KEPT.mkdir(parents=True, exist_ok=True)
+    for name in [] if options.kept else names:
+        if name not in installed():
             print(f"{name} is {peers.ABSENT}", file=sys.stderr)
             continue
-        began = time.monotonic()
-        cards[name] = asyncio.run(meet(name, only, options.at_once))
-        loads.append(os.getloadavg()[0])
-        print(f"{name} took {time.monotonic() - began:.0f} s", file=sys.stderr)
-    command = " ".join(["python -m tests.benchmarks.faults", *map(json.dumps, sys.argv[1:])])
-    told = report(cards, command, loads)
+        _file(name).unlink(missing_ok=True)
+        card = asyncio.run(meet(name, only, options.at_once, options.patience))
+        _file(name).write_text(json.dumps(card, indent=1), encoding="utf-8")
+    cards = [json.loads(_file(name).read_text()) for name in names if _file(name).exists()]
+    if not cards:
+        parser.error("no card is kept")
+    told = report(cards)
     print(told)
     if options.write:
         date = time.strftime("%Y-%m-%d", time.gmtime())

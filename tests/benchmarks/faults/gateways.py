@@ -26,12 +26,13 @@ Opened = AbstractAsyncContextManager[Endpoint]
 Open = Callable[[Lab, Sequence[Run]], Opened]
 
 CONFIGURED = {
-    "downshift-gateway": "shipped values; scenario 15 with early_probe_s = "
-    f"{recipes.EARLY_PROBE_S} instead of the shipped hold of 300 s",
-    "LiteLLM proxy": "num_retries 1, fallbacks, timeout 30, stream_timeout 12, allowed_fails 2, "
-    "cooldown_time 20, local cache",
-    "Portkey": "a retry that minds Retry-After, fallback on 408, 429 and 5xx, request_timeout "
-    "12000, simple cache; its streams mended (as published each is a 500 under Node 20)",
+    "downshift-gateway": "shipped values, a process for each run; scenario 15 with "
+    f"early_probe_s = {recipes.EARLY_PROBE_S} instead of the shipped hold of 300 s",
+    "LiteLLM proxy": "num_retries 1, none after a time-out, fallbacks, timeout 30, "
+    "stream_timeout 12, allowed_fails 2, cooldown_time 20, local cache",
+    "Portkey": "one retry that minds Retry-After, fallback on 408, 429 and 5xx, request_timeout "
+    "12000, cache simple (which the open gateway takes but does not do); its streams mended (as "
+    "published each is a 500 under Node 20)",
 }
 """How each is set up, in words."""
 
