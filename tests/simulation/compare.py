@@ -25,7 +25,6 @@ POLICIES = (OURS, EARLY, *(peer.name for peer in PEERS))
 
 # An outage of which somebody can recover: nothing else strikes the mode for so long after it.
 _CLEAN_S = 330.0
-_NEVER = math.inf
 
 
 class Tally(msgspec.Struct):
@@ -39,7 +38,8 @@ class Tally(msgspec.Struct):
         dead_calls, dead_s: calls to upstreams that were all gone, and for how long they were.
         simulated_s: how long the worlds lasted.
         waits: how many answers took so long, by the tenth of the power of two.
-        recoveries: seconds from an outage's end to the first request its mode answered again.
+        recoveries: seconds from an outage's end to the first request its mode answered again; None
+            if that was not before the next fault, or the end.
         errors: why there was no answer.
     """
 
@@ -54,18 +54,20 @@ class Tally(msgspec.Struct):
     dead_calls: int = 0
     dead_s: float = 0.0
     simulated_s: float = 0.0
-    waits: Counter[int] = msgspec.field(default_factory=Counter)
-    recoveries: list[float] = []
-    errors: Counter[str] = msgspec.field(default_factory=Counter)
+    waits: dict[int, int] = {}
+    recoveries: list[float | None] = []
+    errors: dict[str, int] = {}
 
     def add(self, other: Tally) -> None:
         """Count another's too."""
         for name in self.__struct_fields__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+            mine, theirs = getattr(self, name), getattr(other, name)
+            both = Counter(mine) + Counter(theirs) if isinstance(mine, dict) else mine + theirs
+            setattr(self, name, dict(both) if isinstance(mine, dict) else both)
 
     def wait_s(self, share: float) -> float:
         """Below which so many of the answers were, seconds, within 7 %."""
-        below, total = 0, self.waits.total()
+        below, total = 0, sum(self.waits.values())
         for power in sorted(self.waits):
             below += self.waits[power]
             if below >= share * total:
@@ -74,7 +76,7 @@ class Tally(msgspec.Struct):
 
     def recovery_s(self, share: float) -> float:
         """Below which so many of the recoveries were; infinite if fewer came back in time."""
-        ordered = sorted(self.recoveries)
+        ordered = sorted(math.inf if one is None else one for one in self.recoveries)
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
@@ -82,6 +84,7 @@ def tally(
     schedule: Schedule, outcomes: Sequence[Outcome], stats: Mapping[str, UpstreamStats]
 ) -> Tally:
     """Sum one world up."""
+    waits, errors = Counter[int](), Counter[str]()
     sums = Tally(simulated_s=schedule.horizon_s)
     natives: dict[str, list[float]] = {mode: [] for mode in MODES}
     for outcome in outcomes:
@@ -98,11 +101,12 @@ def tally(
         sums.troubled_answered += troubled and answered
         sums.troubled_native += troubled and native
         if answered:
-            sums.waits[math.floor(10.0 * math.log2(max(outcome.took_s, 1e-3)))] += 1
+            waits[math.floor(10.0 * math.log2(max(outcome.took_s, 1e-3)))] += 1
         else:
-            sums.errors[outcome.error] += 1
+            errors[outcome.error] += 1
         if native:
             natives[ask.mode].append(ask.at)
+    sums.waits, sums.errors = dict(waits), dict(errors)
     sums.calls = sum(stat.started for stat in stats.values())
     sums.dead_calls = sum(stat.in_outage for stat in stats.values())
     for mode, faults in schedule.faults.items():
@@ -128,17 +132,17 @@ def _dead_s(fault: AnyFault) -> float:
 
 def _recoveries(
     faults: Sequence[AnyFault], natives: Sequence[float], horizon_s: float
-) -> list[float]:
+) -> list[float | None]:
     """How long each clean outage's mode took to answer for itself again, once it could."""
-    recovered = []
+    recovered: list[float | None] = []
     for outage in faults:
         others = [fault for fault in faults if fault is not outage]
         clear_until = min(
             (fault.start for fault in others if fault.end > outage.end), default=horizon_s
         )
         if isinstance(outage, Outage) and clear_until - outage.end >= _CLEAN_S:
-            back = next((at for at in natives if at >= outage.end), _NEVER)
-            recovered.append(back - outage.end if back < clear_until else _NEVER)
+            back = next((at for at in natives if outage.end <= at < clear_until), None)
+            recovered.append(None if back is None else back - outage.end)
     return recovered
 
 

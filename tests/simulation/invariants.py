@@ -83,13 +83,16 @@ class Admitted(msgspec.Struct):
 
 
 class Settled(msgspec.Struct):
-    """A permit came back. `before` and `after` are (state, epoch, opened) of its mode's circuit."""
+    """A permit came back. `before` and `after` are (state, epoch, opened) of its mode's circuit;
+    `stale` says that it was of an earlier epoch.
+    """
 
     now: float
     model: ModeModel
     permit: Permit
     outcome: Outcome
     again: bool
+    stale: bool
     lease_over: bool
     must_open: bool
     before: tuple[str, int, float | None]
@@ -278,9 +281,8 @@ def _settled_exactly_once(m: Settled) -> str | None:
 
 
 def _stale_outcomes_change_nothing(m: Settled) -> str | None:
-    stale = m.permit.epoch != m.before[1] and not m.lease_over
-    moved = stale and m.before != m.after
-    return f"an outcome of epoch {m.permit.epoch} moved {m.model.name}" if moved else None
+    moved = m.stale and not m.lease_over and m.before != m.after
+    return f"a stale outcome moved {m.model.name}" if moved else None
 
 
 def _ignored_outcomes_change_nothing(m: Settled) -> str | None:
@@ -290,7 +292,7 @@ def _ignored_outcomes_change_nothing(m: Settled) -> str | None:
 
 
 def _outcomes_move_as_written(m: Settled) -> str | None:
-    if m.again or m.lease_over or m.outcome is Outcome.IGNORED or m.permit.epoch != m.before[1]:
+    if m.again or m.stale or m.lease_over or m.outcome is Outcome.IGNORED:
         return None
     good = m.outcome is Outcome.SUCCESS
     if m.before[0] is PROBING:

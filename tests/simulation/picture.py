@@ -101,7 +101,7 @@ def _bars(panel: Axes, tallies: Mapping[str, Tally], name: str, title: str) -> N
 def _recoveries(panel: Axes, tallies: Mapping[str, Tally]) -> None:
     """Of how many outages each policy had recovered after how long."""
     for policy, tally in tallies.items():
-        back = sorted(seconds for seconds in tally.recoveries if math.isfinite(seconds))
+        back = sorted(seconds for seconds in tally.recoveries if seconds is not None)
         total = len(tally.recoveries)
         if not total:
             continue

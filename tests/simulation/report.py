@@ -238,7 +238,7 @@ def _better(tallies: dict[str, Tally]) -> str:
 def _errors(tallies: dict[str, Tally]) -> str:
     codes = sorted({code for tally in tallies.values() for code in tally.errors})
     rows = [
-        [policy, *(f"{tally.errors[code]:,}" for code in codes)]
+        [policy, *(f"{tally.errors.get(code, 0):,}" for code in codes)]
         for policy, tally in tallies.items()
     ]
     return table(["policy", *(code.replace("_", " ") for code in codes)], rows)

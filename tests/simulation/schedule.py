@@ -213,7 +213,7 @@ def _storm(
 def _asks(rng: random.Random, horizon_s: float, requests: int, storm: list[float]) -> Iterator[Ask]:
     """Independent callers, and now and then a crowd at the same moment."""
     crowd, every_s = rng.choice((5, 15, 40)), rng.uniform(200.0, 500.0)
-    steady = requests - crowd * horizon_s / every_s - len(storm)
+    steady = max(requests / 2, requests - crowd * horizon_s / every_s - len(storm))
     times = merge(
         poisson(steady / horizon_s, rng, end=horizon_s),
         bursts(crowd, every_s=every_s, start=rng.uniform(20.0, 200.0), end=horizon_s),

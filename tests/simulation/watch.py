@@ -193,13 +193,12 @@ class Watch:
         settle: Callable[[], None],
     ) -> None:
         now, again, in_flight = self._clock(), permit.settled, circuit.in_flight
-        lease_over = model.lease_over(now)
+        lease_over, stale = model.lease_over(now), permit.epoch != model.epoch
         before = model.state, model.epoch, circuit.opened
         others = [m.epoch for m in self.models.values() if m is not model]
         must_open = False
         if not again:
-            counts = permit.epoch == model.epoch and not lease_over
-            model.settle(permit, outcome, now, counts=counts)
+            model.settle(permit, outcome, now, counts=not stale and not lease_over)
             must_open = outcome is Outcome.FAILURE and model.must_open(now)
         settle()
         moment = rules.Settled(
@@ -208,6 +207,7 @@ class Watch:
             permit,
             outcome,
             again,
+            stale,
             lease_over,
             must_open,
             before,
