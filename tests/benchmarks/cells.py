@@ -16,6 +16,7 @@ class Cell:
     """One subject under one load, round by round.
 
     Args:
+        said: what was wrong with those that were no answers.
         why_not: why it could not be measured, or stopped being.
     """
 
@@ -24,6 +25,7 @@ class Cell:
     p50_ms: Series = field(default_factory=Series)
     p99_ms: Series = field(default_factory=Series)
     errors: int = 0
+    said: str = ""
     why_not: str = ""
 
     def add(
@@ -68,7 +70,7 @@ def section(title: str, cells: Cells, base: str, *, per: int = 1, unit: str = "r
                 number(cell.p50_ms.median),
                 number(cell.p99_ms.median),
                 "-" if free or not bases.values else f"{cell.cpu_us.times(bases):.2f}",
-                str(cell.errors) + (f" ({cell.why_not})" if cell.errors and cell.why_not else ""),
+                cell.said or str(cell.errors),
             ]
         )
     return told

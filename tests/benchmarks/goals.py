@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from tests.benchmarks.measure import Series
 from tests.benchmarks.peers import ABSENT, PEERS
 
+_COUNTED = "streams"  # whole numbers
+
 
 @dataclass(frozen=True, slots=True)
 class Goal:
@@ -100,6 +102,8 @@ def _ours(ours: Series, limit: Series, goal: Goal) -> str:
 
 
 def _figure(series: Series, goal: Goal) -> str:
+    if goal.unit == _COUNTED:
+        return f"{series.median:.0f}"
     return f"{number(series.median)} {goal.unit}".rstrip()
 
 

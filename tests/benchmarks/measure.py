@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import os
 import statistics
 import time
@@ -20,8 +21,9 @@ class Series:
 
     @property
     def median(self) -> float:
-        """Of all rounds; NaN without any."""
-        return statistics.median(self.values) if self.values else float("nan")
+        """Of all rounds that have a figure; NaN without any."""
+        known = [value for value in self.values if not math.isnan(value)]
+        return statistics.median(known) if known else math.nan
 
     def times(self, other: Series) -> float:
         """How many times `other`: the median of the ratios within each round."""

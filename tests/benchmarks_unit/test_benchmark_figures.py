@@ -25,6 +25,7 @@ def test_a_ratio_is_the_median_of_the_rounds_not_the_ratio_of_medians() -> None:
 
 def test_without_rounds_nothing_is_said() -> None:
     assert math.isnan(Series().median)
+    assert Series([math.nan, 3, 1, 2]).median == 2
     assert math.isnan(Series([1]).times(Series()))
     assert math.isnan(percentile([], 0.5))
 
@@ -48,7 +49,7 @@ def test_a_goal_is_met_in_figures_or_beside_the_limit(
 
 
 def test_more_can_be_better() -> None:
-    goal = Goal("streams held", "≥ 512", 512, "", more=True)
+    goal = Goal("streams held", "≥ 512", 512, "streams", more=True)
     figures = {"ours": Series([128]), "a": Series([32]), "b": Series([512])}
     found = judge(goal, figures, Field("ours", peers=("a", "b")))
     assert (found.met, found.peer) == ("**no**", "b: 512")

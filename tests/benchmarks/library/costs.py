@@ -167,8 +167,7 @@ def _add(cell: Cell, told: dict[str, Any]) -> None:
     p50_ms, p99_ms = told["p50_s"] * 1e3, told["p99_s"] * 1e3
     cell.add(told["answers"], told["wall_s"], told["cpu_s"], p50_ms, p99_ms)
     cell.errors += told["errors"]
-    if told["said"] and not told["answers"]:
-        cell.why_not = told["said"]
+    cell.said = f"{cell.errors} ({told['said']})" if told["said"] else cell.said
 
 
 def _told(load: Load, cells: dict[str, Cell]) -> Section:

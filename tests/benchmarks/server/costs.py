@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,15 +160,13 @@ def _round(cell: Cell, asker: Asker, seconds: float, *, warm: bool) -> None:
         return
     wrong, said = errors(told)
     cell.errors += wrong
+    cell.said = said or cell.said
     done = told.answers - told.bad_status
     # In streams, chunks are counted as they come: the last of each connection is under way yet.
     if told.frames:
         done = told.frames / EVENTS
-    wall_s = told.took_us / 1e6
-    p50_ms, p99_ms = told.latency_p50_us / 1e3, told.latency_p99_us / 1e3
-    cell.add(done, wall_s, cpu_s, p50_ms, p99_ms)
-    if wrong and not cell.why_not:
-        cell.why_not = said if not done else ""
+    p50_ms, p99_ms = (us / 1e3 or math.nan for us in (told.latency_p50_us, told.latency_p99_us))
+    cell.add(done, told.took_us / 1e6, cpu_s, p50_ms, p99_ms)
 
 
 def _told(load: Load, cells: dict[str, Cell]) -> Section:
@@ -177,13 +176,14 @@ def _told(load: Load, cells: dict[str, Cell]) -> Section:
     told.columns = (*told.columns, "added p50 ms", "added p99 ms")
     for row, cell in zip(told.rows, cells.values(), strict=True):
         added = [cell.p50_ms.above(cells[STUB].p50_ms), cell.p99_ms.above(cells[STUB].p99_ms)]
-        row.extend([_signed(one.median) for one in added] if cell.p50_ms.values else ["", ""])
+        known = bool(cell.p50_ms.values) and cell is not cells[STUB]
+        row.extend([_signed(one.median) for one in added] if known else ["", ""])
     told.findings += _findings(load, cells, cpu(cells, per=per))
     return told
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.2f}"
+    return "-" if math.isnan(value) else f"{value:+.2f}"
 
 
 def _findings(load: Load, cells: dict[str, Cell], figures: dict[str, Series]) -> list[Finding]:

@@ -17,7 +17,9 @@ from tests.benchmarks.server.subjects import NGINX, OURS, PEERS, SUBJECTS
 from tests.benchmarks.stub import EVENTS
 from tests.benchmarks.upstream import Upstream
 
-_HELD = Goal("paced streams (64 chunks, 20 ms) held on one core", "≥ 512", 512, "", more=True)
+_HELD = Goal(
+    "paced streams (64 chunks, 20 ms) held on one core", "≥ 512", 512, "streams", more=True
+)
 _WEIGHT = "memory per 1,000 streams"
 _COUNTS = (1, 32, 128, 512)
 _INTERVAL_S = 0.02
