@@ -20,13 +20,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.tensor import DTensor
 
 from training.anomaly import Anomaly, AnomalyDetector
 from training.attached import Stateful
 from training.checkpoints.state import reseed, rng_state, set_rng_state
 from training.config import AnomalyConfig, CheckpointConfig
 from training.errors import CheckpointError, TrainingError
+from training.guard import GradientGuard
 from training.recovery import RecoveryPolicy
 from training.sharded import Peers, ShardedStore
 
@@ -37,6 +40,23 @@ _SEED_STEP = 1_000_003
 
 class OutOfStep(TrainingError):
     """The ranks called with different steps: they no longer train the same run."""
+
+
+class SharedGuard(GradientGuard):
+    """Drops an update on all ranks or on none.
+
+    Ranks that average their gradients all see a NaN; ranks that hold a shard each see only theirs,
+    and one that left an update out alone would be another model.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, peers: Peers) -> None:
+        self._peers = peers
+        super().__init__(optimizer)
+
+    def broken(self, gradients: list[torch.Tensor]) -> bool:
+        """Whether these gradients, or any other rank's, are not to reach the weights."""
+        own = [part.to_local() if isinstance(part, DTensor) else part for part in gradients]
+        return bool(self._peers.most(super().broken(own))[0])
 
 
 class DistributedOperations:
@@ -50,6 +70,10 @@ class DistributedOperations:
         model, optimizer: plain, DDP or FSDP2; what is sharded is saved sharded.
         extra: this rank's own further parts, by name; states in JSON types.
         checkpoint_config, anomaly_config: the same on all ranks.
+        process_group: the ranks of this run; None means all there are. Messages travel on gloo
+            groups of the same ranks, made here.
+        guard: drop an update on all ranks if its gradients are not finite on any of them. That
+            takes one small message each `optimizer.step`, which every rank must call as often.
         seed: where reseeding after a rollback starts from; each rank gets its own.
 
     Raises:
@@ -65,6 +89,8 @@ class DistributedOperations:
         extra: Mapping[str, Stateful] | None = None,
         checkpoint_config: CheckpointConfig | None = None,
         anomaly_config: AnomalyConfig | None = None,
+        process_group: dist.ProcessGroup | None = None,
+        guard: bool = True,
         seed: int = 0,
     ) -> None:
         self.model, self.optimizer, self.extra = model, optimizer, dict(extra or {})
@@ -76,10 +102,11 @@ class DistributedOperations:
         )
         self._recovery = RecoveryPolicy(lambda: self.anomaly_config)
         self._seed, self._halted, self._marks = seed, False, 0
-        self.peers = Peers()
+        self.peers = Peers(process_group)
         self.store = ShardedStore(
             checkpoint_dir, self.peers, keep=self.checkpoint_config.max_checkpoints
         )
+        self.guard = SharedGuard(optimizer, self.peers) if guard else None
 
     def on_training_step(
         self, step: int, metrics: Mapping[str, Any] | None = None
@@ -98,7 +125,11 @@ class DistributedOperations:
         numbers = dict(metrics or {})
         found = self._detector.observe(step, numbers)
         events = [str(anomaly) for anomaly in found]
-        anomaly, seen_by = self._agree(step, next((one for one in found if one.acts), None))
+        dropped = self.guard.news() if self.guard is not None else 0
+        if dropped:
+            events.append(f"updates dropped for their gradients, on all ranks: {dropped}")
+        mine = next((one for one in found if one.acts), None)
+        anomaly, seen_by, of_reward = self._agree(step, mine)
         result: dict[str, Any] = {
             "anomaly": anomaly,
             "seen_by": seen_by,
@@ -110,7 +141,8 @@ class DistributedOperations:
         for failure in self.store.failures():
             self._complain(failure, events)
         if anomaly is not None and self.checkpoint_config.enable_auto_rollback:
-            self._recover(step, anomaly, result)
+            # A reward that is not finite is no matter of gradients, whichever rank has it.
+            self._recover(step, anomaly, result, dropped=dropped > 0 and not of_reward)
         self._save_if_due(step, numbers, result, flagged=anomaly is not None)
         result["lr_scale"], result["halt"] = self.lr_scale, self._halted
         return result
@@ -142,26 +174,33 @@ class DistributedOperations:
         self.store.flush()
 
     def close(self) -> None:
-        """Flush, and let go of the folder. Idempotent."""
+        """Flush, and let go of the folder and the optimizer. Idempotent."""
+        if self.guard is not None:
+            self.guard.remove()
         self.store.close()
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _agree(self, step: int, mine: Anomaly | None) -> tuple[Anomaly | None, int | None]:
+    def _agree(self, step: int, mine: Anomaly | None) -> tuple[Anomaly | None, int | None, bool]:
+        """What all act upon, a rank that saw it, and whether any rank's reward is not finite."""
         kind = _KINDS.index(mine.kind) if mine is not None else 0
         seen = self.peers.rank + 1 if mine is not None else 0
+        reward = mine is not None and (mine.kind, mine.metric) == ("non_finite", "reward")
         # One message: the gravest kind, a rank that saw it, and whether all are at the same step.
-        worst, seen, last, first = self.peers.most(kind, seen, step, -step)
+        worst, seen, last, first, of_reward = self.peers.most(kind, seen, step, -step, reward)
         if last != -first:
             raise OutOfStep(f"the ranks are at steps {-first} to {last}")
         if not worst:
-            return None, None
+            return None, None, False
         if mine is None or mine.kind != _KINDS[worst]:
             mine = Anomaly(_KINDS[worst], "of another rank", step, math.nan, math.nan, acts=True)
-        return mine, seen - 1
+        return mine, seen - 1, bool(of_reward)
 
-    def _recover(self, step: int, anomaly: Anomaly, result: dict[str, Any]) -> None:
-        decision, events = self._recovery.decide(step, anomaly), result["events"]
+    def _recover(
+        self, step: int, anomaly: Anomaly, result: dict[str, Any], *, dropped: bool
+    ) -> None:
+        decision = self._recovery.decide(step, anomaly, dropped=dropped)
+        events = result["events"]
         if decision.suspect:
             self.store.suspect_last()
         if decision.halt:

@@ -40,10 +40,13 @@ class GradientGuard:
     def check(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Drop the update if it is broken: for hosts whose `step` makes the gradients itself."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        # One number tells: the norm of all is finite only if each part is. A norm that overflows
-        # although each part is finite would be no update to make, either.
-        if gradients and not bool(torch.isfinite(get_total_norm(gradients))):
+        if self.broken([p.grad for p in parameters if p.grad is not None]):
             for parameter in parameters:
                 parameter.grad = None
             self.dropped += 1
+
+    def broken(self, gradients: list[torch.Tensor]) -> bool:
+        """Whether these gradients are not to reach the weights."""
+        # One number tells: the norm of all is finite only if each part is. A norm that overflows
+        # although each part is finite would be no update to make, either.
+        return bool(gradients) and not bool(torch.isfinite(get_total_norm(gradients)))

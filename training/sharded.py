@@ -51,11 +51,21 @@ T = TypeVar("T")
 
 class Peers:
     """The ranks of this run, on a gloo group of their own: small CPU messages, whatever the
-    gradients travel on. Every method is called by all ranks, in the same order."""
+    gradients travel on. Every method is called by all ranks, in the same order.
 
-    def __init__(self) -> None:
-        self.group = dist.new_group(backend="gloo")
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+    Args:
+        group: which ranks; None means all there are.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        among = dist.get_process_group_ranks(group)
+        # Only its members make it: the world's other ranks may be at something else.
+        self.group = dist.new_group(among, backend="gloo", use_local_synchronization=True)
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+
+    def anew(self) -> Peers:
+        """The same ranks on another group."""
+        return Peers(self.group)
 
     def most(self, *numbers: int) -> list[int]:
         """The largest of each over all ranks."""
@@ -110,7 +120,9 @@ class ShardedStore:
     def __init__(self, folder: str | os.PathLike[str], peers: Peers, *, keep: int = 5) -> None:
         self.folder, self.keep, self.attempt = Path(folder), keep, 0
         self._peers = peers
-        self._writers = Peers()  # the background's own group: its messages never cross the steps'
+        self._writers = (
+            peers.anew()
+        )  # the background's own group: its messages never cross the steps'
         self._lock: FolderLock | None = None
         self._thread: threading.Thread | None = None
         self._failure: CheckpointError | None = None

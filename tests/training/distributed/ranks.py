@@ -1,6 +1,6 @@
 """One rank of a small run, started as a process of its own by the tests beside it.
 
-Arguments: rank, size, port, folder, scenario. Prints one JSON object a line.
+Arguments: rank, size, port, folder, scenarios with + between. Prints one JSON object a line.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def weights(model: torch.nn.Module) -> list[float]:
 class Run:
     def __init__(self, rank: int, folder: str) -> None:
         torch.manual_seed(7)
-        self.rank = rank
+        self.rank, self.folder = rank, folder
         self.model = DistributedDataParallel(torch.nn.Linear(4, 2))
         self.optimizer = torch.optim.Adam(self.model.parameters(), 0.01)
         self.ops = DistributedOperations(
@@ -100,6 +100,43 @@ def resume(run: Run) -> None:
         run.step(number)
 
 
+def guarded(run: Run) -> None:
+    """Ranks that do not average: NaN gradients on the last rank only, at steps 3 and 7."""
+    for number in range(1, 9):
+        broken = number in (3, 7) and run.rank == 1
+        run.optimizer.zero_grad()
+        loss = run.model.module(torch.ones(2, 4)).pow(2).mean()
+        (loss * float("nan") if broken else loss).backward()
+        run.optimizer.step()
+        told = {"loss": float("nan") if broken else loss.item()}
+        result = run.ops.on_training_step(number, told)
+        tell(
+            step=number,
+            weights=weights(run.model),
+            dropped=run.ops.guard.dropped if run.ops.guard else None,
+            restored=result["restored_step"],
+            events=result["events"],
+        )
+
+
+def apart(run: Run) -> None:
+    """Each rank is a run of its own, in a group of its own, and takes its own time."""
+    groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
+    model = torch.nn.Linear(2, 1)
+    ops = DistributedOperations(
+        f"{run.folder}/{run.rank}",
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        checkpoint_config=CheckpointConfig(save_interval_steps=2),
+        process_group=groups[run.rank],
+    )
+    for number in range(1, 4 + 3 * run.rank):
+        ops.on_training_step(number, {"loss": 1.0})
+    found = ops.resume()
+    tell(resumed=found["step"] if found else None, size=ops.peers.size, rank=ops.peers.rank)
+    ops.close()
+
+
 def main() -> None:
     rank, size, port, folder, scenario = sys.argv[1:]
     torch.set_num_threads(1)
@@ -111,7 +148,8 @@ def main() -> None:
         timeout=datetime.timedelta(seconds=30),
     )
     run = Run(int(rank), folder)
-    globals()[scenario](run)
+    for part in scenario.split("+"):  # a process costs more than what it plays
+        globals()[part](run)
     run.ops.close()
     dist.barrier()
     dist.destroy_process_group()

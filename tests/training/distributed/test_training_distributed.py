@@ -111,3 +111,30 @@ def test_a_flipped_bit_in_one_shard_makes_both_fall_back(killed: tuple[Path, Tol
     assert agreed(first[1:6]) == agreed(before[5:10])  # as it was, bit for bit
     assert read_manifest(newest).health == "corrupt"
     assert not uncommitted.exists()
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Told, Told]:
+    """Eight steps of one run of two ranks, then a run of each rank's own: what both told."""
+    return both(tmp_path_factory.mktemp("guarded") / "run", "guarded+apart")
+
+
+def test_an_update_is_dropped_on_all_ranks_or_on_none(guarded: tuple[Told, Told]) -> None:
+    first, second = (told[:8] for told in guarded)
+    assert agreed(first) == agreed(second)
+    assert [line["dropped"] for line in first] == [0, 0, 1, 1, 1, 1, 2, 2]
+    before, after = first[1::4], first[2::4]
+    for step, one in zip(before, after, strict=True):
+        assert step["weights"] == one["weights"]  # rank 0, whose own gradients were well, too
+    assert first[3]["weights"] != first[2]["weights"]
+    assert all(line["restored"] is None for line in first)  # nothing to go back from
+    told = ["updates dropped for their gradients, on all ranks: 1"]
+    assert first[2]["events"][:1] == told
+    assert second[6]["events"][0].startswith("step 7")
+    assert told[0] in second[6]["events"]
+
+
+def test_a_group_of_its_own_is_a_run_of_its_own(guarded: tuple[Told, Told]) -> None:
+    first, second = (told[8:] for told in guarded)
+    assert first == [{"resumed": 2, "size": 1, "rank": 0}]
+    assert second == [{"resumed": 6, "size": 1, "rank": 0}]
