@@ -103,7 +103,7 @@ def report(cards: list[Card]) -> str:
             "",
             f"- Machine: {machine()}",
             f"- Peers: {peers.versions()}",
-            "- Run as `python -m tests.benchmarks.faults`, one gateway after the other; what each "
+            "- Run as `python -m tests.benchmarks.faults`; what each "
             "scenario demands: `gateway faultlab --list`",
             *map(_met, cards),
             "- pass: all that is demanded. partial: answered, but late, dear or unclear about who "

@@ -13,11 +13,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import ClassVar
 
 from gateway.faultlab import Given, Lab, Ours, recipes
 from gateway.faultlab.client import get
 from gateway.faultlab.endpoints import Endpoint
 from gateway.faultlab.scenario import Run
+from gateway.faultlab.trial import Address
 from tests.benchmarks import peers
 
 _PATIENCE_S = 120.0
@@ -33,6 +35,8 @@ CONFIGURED = {
     "Portkey": "one retry that minds Retry-After, fallback on 408, 429 and 5xx, request_timeout "
     "12000, cache simple (which the open gateway takes but does not do); its streams mended (as "
     "published each is a 500 under Node 20)",
+    "ferrogw": "a process for each run; two attempts, fallback, circuit breaker of 3 failures and "
+    "20 s, request_timeout 30 s",
 }
 """How each is set up, in words."""
 
@@ -70,6 +74,45 @@ async def portkey(_: Lab, __: Sequence[Run]) -> AsyncIterator[Endpoint]:
         yield Given(f"http://127.0.0.1:{port}/v1", more=recipes.portkey)
 
 
+class Ferrogw:
+    """Ferrogw: a process for each run, since its circuits belong to providers, not to models.
+
+    Three of its providers stand for the three roles; their model maps name the lab's models.
+    """
+
+    shared = False
+    _PROVIDERS: ClassVar = {"creative": "openai", "balanced": "groq", "fast": "fireworks"}
+
+    @asynccontextmanager
+    async def open(self, run: Run, urls: Mapping[str, str]) -> AsyncIterator[Address]:
+        program, port = peers.binary("ferrogw", "ferrogw"), _port()
+        targets, environment = [], {}
+        for role in run.roles:
+            provider = self._PROVIDERS[role]
+            targets += [
+                f"  - virtual_key: {provider}",
+                f"    model_map: {{{run.model()}: {run.model(role)}}}",
+                "    retry: {attempts: 2, on_status_codes: [429, 500, 502, 503, 504]}",
+                "    circuit_breaker: {failure_threshold: 3, success_threshold: 1, timeout: 20s}",
+            ]
+            url = urls[role] if provider != "openai" else urls[role].removesuffix("/v1")
+            environment[f"{provider.upper()}_BASE_URL"] = url
+            environment[f"{provider.upper()}_API_KEY"] = "unused"
+        config = ["strategy: {mode: fallback}", "targets:", *targets, "request_timeout: 30s", ""]
+        environment |= {"GATEWAY_CONFIG": "config.yaml", "MASTER_KEY": "fgw_lab"}
+        environment |= {"PORT": str(port), "RATE_LIMIT_RPS": "0"}
+        files = {"config.yaml": "\n".join(config)}
+        async with _process([str(program), "serve"], files, environment, port, "/health"):
+            bearer = {"authorization": "Bearer fgw_lab"}
+            yield Address(f"http://127.0.0.1:{port}/v1", run.model(), bearer)
+
+
+@asynccontextmanager
+async def ferrogw(_: Lab, __: Sequence[Run]) -> AsyncIterator[Endpoint]:
+    """Ferrogw: a process for each run."""
+    yield Ferrogw()
+
+
 def installed() -> dict[str, Open]:
     """Who is here."""
     found: dict[str, Open] = {"downshift-gateway": ours}
@@ -77,6 +120,8 @@ def installed() -> dict[str, Open]:
         found["LiteLLM proxy"] = litellm
     if shutil.which("node") and peers.portkey() is not None:
         found["Portkey"] = portkey
+    if peers.binary("ferrogw", "ferrogw") is not None:
+        found["ferrogw"] = ferrogw
     return found
 
 
