@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from tests.simulation.compare import EARLY, OURS, Tally
 from tests.simulation.report import MEASURES
@@ -40,7 +41,7 @@ _STYLE: dict[Any, Any] = {
     "text.color": _TEXT,
 }
 _BARS = (
-    ("the same in faults", "answered, of requests whose own mode has a fault"),
+    ("the same in faults", "answered, of requests while their mode has a fault"),
     ("as asked", "answered by the mode asked for, of all requests"),
     ("wasted calls /min", "calls to a dead upstream, in a minute (log)"),
     ("amplification", "upstream calls for each request"),
@@ -94,6 +95,9 @@ def _bars(panel: Axes, tallies: Mapping[str, Tally], name: str, title: str) -> N
     panel.set_yticks(levels, list(tallies))
     panel.tick_params(axis="y", length=0)
     panel.set_title(title, loc="left", fontsize=9.5)
+    if high == 1.0:
+        panel.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        panel.set_xticks([tick for tick in panel.get_xticks() if low <= tick <= 1.0])
     panel.xaxis.grid(True, color=_GRID, lw=0.6)
     panel.set_axisbelow(True)
 
@@ -108,13 +112,12 @@ def _recoveries(panel: Axes, tallies: Mapping[str, Tally]) -> None:
         xs = [0.5, *(max(0.5, seconds) for seconds in back), 900.0]
         ys = [0.0, *(100.0 * (n + 1) / total for n in range(len(back))), 100.0 * len(back) / total]
         style = _DASHES.get(policy, "-")
-        panel.step(xs, ys, where="post", color=_COLOURS[policy], lw=1.8, ls=style, label=policy)
+        panel.step(xs, ys, where="post", color=_COLOURS[policy], lw=1.8, ls=style)
     panel.set_xscale("log")
     panel.set_xlim(0.5, 900.0)
     panel.set_xticks([1, 5, 10, 60, 300], ["1", "5", "10", "60", "300"])
     panel.minorticks_off()
     panel.set_ylim(0, 102)
-    panel.set_xlabel("seconds after the outage (log)")
+    panel.set_xlabel("seconds after the outage (log); colours as in the bars")
     panel.set_title("outages whose mode answers for itself again, %", loc="left", fontsize=9.5)
     panel.grid(True, color=_GRID, lw=0.6)
-    panel.legend(loc="upper left", frameon=False, fontsize=7.5, handlelength=1.8)

@@ -100,7 +100,7 @@ def test_what_is_kept_is_not_played_again(tmp_path: Path, monkeypatch: pytest.Mo
         campaign.World(3, 0, 0, "", 2.0, {p: Tally(asked=10) for p in POLICIES[1:]}, []),
     ]
     kept.write_bytes(b"\n".join(map(msgspec.json.encode, parts)) + b"\n")
-    monkeypatch.setattr(campaign.multiprocessing, "get_context", lambda _: _NoProcesses())
+    monkeypatch.setattr("multiprocessing.get_context", lambda _: _NoProcesses())
     world = list(campaign.campaign(range(3, 4), compared=1, processes=1, keep=kept))[-1]
     assert (world.requests, world.cpu_s) == (10, 3.0)
     assert world.tallies[OURS].waits == {-3: 9}

@@ -26,6 +26,7 @@ from gateway.providers.base import Call
 from gateway.simulator.faults import Outage
 from gateway.simulator.upstream import SimulatedProvider, SimulatedReply
 from tests.simulation import invariants as rules
+from tests.simulation import moments
 from tests.simulation.model import CLOSED, OPEN, PROBING, ModeModel
 from tests.simulation.schedule import MODES, Schedule
 
@@ -108,7 +109,7 @@ class Watch:
                     provider._origin = 0.0
                     self._listen_to_calls(rung.name, provider)
 
-    def check(self, invariants: Iterable[rules.Invariant[Any]], moment: object) -> None:
+    def check(self, invariants: Iterable[moments.Invariant[Any]], moment: object) -> None:
         """Ask every one of these rules about a moment."""
         for invariant in invariants:
             what = invariant.rule(moment)
@@ -159,7 +160,7 @@ class Watch:
     ) -> Permit | None:
         now = self._clock()
         live = model.state is PROBING and model.probe is not None and not model.lease_over(now)
-        moment = rules.Admitted(
+        moment = moments.Admitted(
             now,
             model,
             limit=self.rungs[MODES.index(model.name)].limit.current,
@@ -201,7 +202,7 @@ class Watch:
             model.settle(permit, outcome, now, counts=not stale and not lease_over)
             must_open = outcome is Outcome.FAILURE and model.must_open(now)
         settle()
-        moment = rules.Settled(
+        moment = moments.Settled(
             now,
             model,
             permit,
@@ -223,7 +224,7 @@ class Watch:
         async def called(call: Call) -> SimulatedReply:
             rung, target = self._rung_of(mode, provider)
             earlier = self._calls[call.request_id]
-            moment = rules.Called(
+            moment = moments.Called(
                 self._clock(),
                 model,
                 rung,
@@ -260,7 +261,7 @@ class Watch:
             times = self.told[event.request_id]
             self.told[event.request_id] += 1
             self._calls.pop(event.request_id, None)
-        self.check(rules.AT_EVENT, rules.Told(event, times))
+        self.check(rules.AT_EVENT, moments.Told(event, times))
         if not isinstance(event, CircuitChanged):  # it is told between two steps
             self.check(rules.ALWAYS, self)
 
@@ -268,7 +269,7 @@ class Watch:
         model, new = self.models[event.mode], _STATES.get(event.new, event.new)
         rung = self.rungs[MODES.index(event.mode)]
         status = self.gateway.status()["modes"][event.mode]
-        moment = rules.Turned(
+        moment = moments.Turned(
             event.at,
             model,
             _STATES.get(event.old, event.old),

@@ -25,6 +25,7 @@ from gateway.simulator.clock import LeakedTasksError, VirtualLoop, run
 from gateway.simulator.service import UpstreamStats
 from gateway.simulator.traffic import play as traffic
 from tests.simulation import invariants as rules
+from tests.simulation import moments
 from tests.simulation.outcomes import CANCELLED, Outcome
 from tests.simulation.schedule import MODES, Ask, Schedule, tables
 from tests.simulation.watch import Broken, Watch
@@ -183,7 +184,7 @@ class World:
         model = watch.upstreams[MODES.index(served.mode)]
         wanted = MODES.index(ask.mode)
         downshifted = watch.rungs[wanted].downshifted or watch.models[ask.mode].since == now
-        moment = rules.Answered(
+        moment = moments.Answered(
             now,
             ask,
             self._deadline_s(ask),
@@ -206,7 +207,7 @@ class World:
         self, number: int, ask: Ask, began: float, error: GatewayError, heard: str
     ) -> Outcome:
         now = self.now()
-        moment = rules.Failed(now, ask, self._deadline_s(ask), now - began, error, heard)
+        moment = moments.Failed(now, ask, self._deadline_s(ask), now - began, error, heard)
         self.watch.check(rules.AT_ERROR, moment)
         return Outcome(number, "", now - began, error.code)
 
