@@ -97,7 +97,7 @@ CLIENTS: Final = [
 ELSEWHERE: Final = [
     Elsewhere("43", "max concurrency 1; slow logging sink", "needs its configuration",
               "tests/faults/test_fault_clients.py"),
-    Elsewhere("44", "priority 0 overtakes", "needs keys", "tests/faults/test_fault_loads.py"),
+    Elsewhere("44", "priority 0 overtakes", "needs keys", "tests/faults/test_fault_clients.py"),
     Elsewhere("45", "eight at once on a tiny budget", "needs keys",
               "tests/gateway/policies/test_quota.py"),
 ]  # fmt: skip

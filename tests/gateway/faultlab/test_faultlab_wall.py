@@ -4,8 +4,13 @@ itself, asked directly, is one.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import queue
+import threading
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,7 +23,7 @@ from gateway.errors import ConfigError
 from gateway.faultlab import Given, Lab, Result, recipes, runs, scorecard, wall
 from gateway.faultlab.catalogue import ELSEWHERE, SCENARIOS
 from gateway.faultlab.operations import fallen, series
-from gateway.faultlab.scenario import ROLES, Grade, Verdict
+from gateway.faultlab.scenario import ROLES, Grade, Run, Verdict
 from gateway.faultlab.trial import Trial
 from gateway.simulator.scripted import FAULTS
 
@@ -210,3 +215,39 @@ def test_the_command_writes_a_configuration() -> None:
     said = CliRunner().invoke(main, ["faultlab", "config", "litellm", "--only", "3"])
     assert said.exit_code == 0
     assert "api_base: http://127.0.0.1:9001/v1" in said.stdout
+
+
+def test_the_command_scores_whoever_is_given(tmp_path: Path) -> None:
+    wanted, card = ["3-whole", "18"], tmp_path / "card.json"
+    with _lab_beside(runs(wanted)) as url:
+        arguments = ["--url", url, "--upstream", url, "--json", str(card)]
+        said = CliRunner().invoke(main, ["faultlab", *arguments, "--only", ",".join(wanted)])
+        unknown = CliRunner().invoke(main, ["faultlab", *arguments, "--only", "4-whole"])
+    assert said.exit_code == 1, "one of them fails"
+    assert "2 runs: 0 pass, 0 partial, 1 safe, 1 fail" in said.stdout
+    told = json.loads(card.read_text())
+    assert told["endpoint"] == f"{url}/v1"
+    assert [run["grade"] for run in told["runs"]] == ["safe", "fail"]
+    assert unknown.exit_code == 1
+    assert "that knows s4-whole" in unknown.stderr
+
+
+@contextmanager
+def _lab_beside(wanted: list[Run]) -> Iterator[str]:
+    """A lab in a thread of its own: the command has an event loop of its own."""
+    started: queue.Queue[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
+
+    async def play() -> None:
+        over = asyncio.Event()
+        async with Lab(wanted) as lab:
+            started.put((lab.url, asyncio.get_running_loop(), over))
+            await over.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(play()))
+    thread.start()
+    url, loop, over = started.get(timeout=10)
+    try:
+        yield url
+    finally:
+        loop.call_soon_threadsafe(over.set)
+        thread.join(timeout=10)
