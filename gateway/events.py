@@ -176,27 +176,26 @@ class EventBus:
     """Hands events to listeners and keeps them from hurting anyone.
 
     Attributes:
+        heard: whether anyone listens: building an event nobody hears is waste on the hot path.
         faults: how often a listener raised.
     """
 
     def __init__(self) -> None:
         self._listeners: list[Listener] = []
+        self.heard = False
         self.faults = 0
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Add a listener; call the result to remove it."""
         self._listeners.append(listener)
+        self.heard = True
 
         def stop() -> None:
             if listener in self._listeners:
                 self._listeners.remove(listener)
+                self.heard = bool(self._listeners)
 
         return stop
-
-    @property
-    def heard(self) -> bool:
-        """Whether anyone listens: building an event nobody hears is waste on the hot path."""
-        return bool(self._listeners)
 
     def emit(self, event: Event) -> None:
         """Tell every listener. Never raises."""

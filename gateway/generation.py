@@ -212,13 +212,16 @@ class Usage(msgspec.Struct, frozen=True):
         """The counts out of an upstream's usage object, whatever it left out."""
         if not usage:
             return cls()
+        prompt = _count(usage.get("prompt_tokens"))
+        completion = _count(usage.get("completion_tokens"))
+        total = _count(usage.get("total_tokens")) or prompt + completion
+        return cls(prompt, completion, total, usage)
 
-        def count(name: str) -> int:
-            value = usage.get(name)
-            return int(value) if isinstance(value, (int, float)) else 0
 
-        prompt, completion = count("prompt_tokens"), count("completion_tokens")
-        return cls(prompt, completion, count("total_tokens") or prompt + completion, usage)
+def _count(value: object) -> int:
+    if type(value) is int:
+        return value
+    return int(value) if isinstance(value, (int, float)) else 0
 
 
 class Generation(msgspec.Struct, kw_only=True):

@@ -160,7 +160,7 @@ class Admission:
         Raises:
             AdmissionRejected: the queue is full, or the wait would be too long for the deadline.
         """
-        start, line = self._ladder.rung(request.mode).index, self.line
+        start, line = self._ladder.by_name[request.mode].index, self.line
         if line.places:
             line.wake()  # a mode may have healed, or rested, since somebody last left
         if self._ladder.saturated(start, allow_degrade=request.allow_degrade):

@@ -11,8 +11,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from gateway.assembly import Assembly
 from gateway.clock import Clock
 from gateway.errors import ErrorKind, UpstreamRejected, UpstreamTimeout, UpstreamUnavailable
@@ -26,12 +24,12 @@ _GRACE_S = 0.01
 _NEVER = float("inf")
 
 
-class Attempt(msgspec.Struct, eq=False):
-    """One call to one provider. A struct, whose fields C fills in: one is made per attempt.
+class Attempt:
+    """One call to one provider.
 
     Must be opened, read and closed in one task: running out of time cancels that task's await.
 
-    Attributes:
+    Args:
         provider: who is called.
         call: what is asked.
         assembly: where the chunks are merged.
@@ -39,6 +37,9 @@ class Attempt(msgspec.Struct, eq=False):
         deadline: the caller's absolute deadline, asked anew each time it matters.
         first_token_s: silence allowed before the first content token.
         stall_s: silence allowed between tokens.
+
+    Attributes:
+        assembly: see above.
         started: when it was opened, on the clock.
         first_token_at: when the first content token came, None before.
         ended: whether the clean end was read.
@@ -47,27 +48,55 @@ class Attempt(msgspec.Struct, eq=False):
         chunks: what has been read and not yet handed on.
     """
 
-    provider: Provider
-    call: Call
-    assembly: Assembly
-    clock: Clock
-    deadline: Callable[[], float]
-    first_token_s: float
-    stall_s: float
-    started: float = 0.0
-    first_token_at: float | None = None
-    ended: bool = False
-    late: bool = False
-    received: int = 0
-    chunks: list[Chunk] = []
-    _reply: Reply | None = None
-    _task: asyncio.Task[Any] | None = None
-    _cancelling: int = 0
-    _phase: str = "first_token"
-    _expired: str = ""
-    _heard: float = 0.0
-    _due: float = 0.0
-    _timer: asyncio.TimerHandle | None = None
+    __slots__ = (
+        "_call",
+        "_cancelling",
+        "_clock",
+        "_deadline",
+        "_due",
+        "_expired",
+        "_first_token_s",
+        "_heard",
+        "_provider",
+        "_reply",
+        "_stall_s",
+        "_task",
+        "_timer",
+        "assembly",
+        "chunks",
+        "ended",
+        "first_token_at",
+        "late",
+        "received",
+        "started",
+    )
+
+    def __init__(
+        self,
+        provider: Provider,
+        call: Call,
+        assembly: Assembly,
+        clock: Clock,
+        deadline: Callable[[], float],
+        first_token_s: float,
+        stall_s: float,
+    ) -> None:
+        self._provider = provider
+        self._call = call
+        self.assembly = assembly
+        self._clock = clock
+        self._deadline = deadline
+        self._first_token_s = first_token_s
+        self._stall_s = stall_s
+        self.started = self._heard = self._due = 0.0
+        self.first_token_at: float | None = None
+        self.ended = self.late = False
+        self.received = self._cancelling = 0
+        self.chunks: list[Chunk] = []
+        self._expired = ""
+        self._reply: Reply | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
         """Send the call and read until the first content token, or to a whole answer without one.
@@ -77,11 +106,11 @@ class Attempt(msgspec.Struct, eq=False):
         """
         self._task = task = asyncio.current_task()
         self._cancelling = task.cancelling() if task else 0
-        now = self.started = self._heard = self.clock()
-        self._due = now + self.first_token_s
+        now = self.started = self._heard = self._clock()
+        self._due = now + self._first_token_s
         self._set_timer(now)
         try:
-            self._reply = await self.provider.open(self.call)
+            self._reply = await self._provider.open(self._call)
         except asyncio.CancelledError:
             self._raise_if_expired()
             raise
@@ -118,7 +147,7 @@ class Attempt(msgspec.Struct, eq=False):
 
     def silence(self) -> float:
         """Seconds since the last content token, or since it was opened."""
-        return self.clock() - self._heard
+        return self._clock() - self._heard
 
     def close(self) -> None:
         """Drop the reply and the timer. Idempotent, synchronous."""
@@ -136,11 +165,10 @@ class Attempt(msgspec.Struct, eq=False):
         for chunk in chunks:
             choices = chunk.choices
             if (choices and choices[0].delta.content) or chunk.carries():  # text, as a rule
-                now = self._heard = self.clock()
-                self._due = now + self.stall_s
+                now = self._heard = self._clock()
+                self._due = now + self._stall_s
                 if self.first_token_at is None:
                     self.first_token_at = now
-                    self._phase = "stall"
                 return
 
     def _check_not_empty(self) -> None:
@@ -148,15 +176,15 @@ class Attempt(msgspec.Struct, eq=False):
         finish_reason = self.assembly.finish_reason
         if finish_reason == "content_filter":
             raise UpstreamRejected(
-                f"the content filter of {self.provider.name} withheld the answer",
+                f"the content filter of {self._provider.name} withheld the answer",
                 kind=ErrorKind.CONTENT,
-                target=self.provider.name,
+                target=self._provider.name,
             )
         if finish_reason != "length":
             raise UpstreamUnavailable(
-                f"{self.provider.name} sent a complete answer with nothing in it",
+                f"{self._provider.name} sent a complete answer with nothing in it",
                 kind=ErrorKind.EMPTY,
-                target=self.provider.name,
+                target=self._provider.name,
             )
 
     # -- the timer ------------------------------------------------------------------------------
@@ -164,7 +192,7 @@ class Attempt(msgspec.Struct, eq=False):
     def _set_timer(self, now: float) -> None:
         # Never for longer than a stall, so that the first token need not set it anew: the limit
         # that holds from then on ends later than this.
-        due = min(self._due, now + self.stall_s, self.deadline())
+        due = min(self._due, now + self._stall_s, self._deadline())
         if due < _NEVER:
             self._call_later(max(0.0, due - now), due)
 
@@ -172,8 +200,8 @@ class Attempt(msgspec.Struct, eq=False):
         self._timer = asyncio.get_running_loop().call_later(delay, self._ring, due)
 
     def _ring(self, meant_for: float) -> None:
-        now = self.clock()
-        if min(self._due, self.deadline()) > now + 1e-3:
+        now = self._clock()
+        if min(self._due, self._deadline()) > now + 1e-3:
             self._set_timer(now)  # it was early, or progress was made meanwhile
         elif now - meant_for > _LATE_S:
             self._call_later(_GRACE_S, now + _GRACE_S)
@@ -183,7 +211,8 @@ class Attempt(msgspec.Struct, eq=False):
     def _expire(self) -> None:
         if self._expired:
             return  # one cancel is taken back; a second would end the whole request
-        self._expired = self._phase if self._due <= self.deadline() else "total"
+        phase = "first_token" if self.first_token_at is None else "stall"
+        self._expired = phase if self._due <= self._deadline() else "total"
         if self._task is not None:
             self._task.cancel()
 
@@ -193,14 +222,14 @@ class Attempt(msgspec.Struct, eq=False):
             raise self._timeout() from None
 
     def _timeout(self) -> UpstreamTimeout:
-        waited = self.clock() - self.started
+        waited = self._clock() - self.started
         what = {
             "first_token": "no first token",
-            "stall": f"no further token for {self.stall_s:g} s",
+            "stall": f"no further token for {self._stall_s:g} s",
             "total": "not finished by the caller's deadline",
         }[self._expired]
         return UpstreamTimeout(
-            f"{self.provider.name}: {what} after {waited:.3g} s",
+            f"{self._provider.name}: {what} after {waited:.3g} s",
             phase=self._expired,
-            target=self.provider.name,
+            target=self._provider.name,
         )

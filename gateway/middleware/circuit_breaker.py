@@ -25,6 +25,8 @@ from gateway.middleware.walk import Walk
 from gateway.middleware.watch import OverdueWatch
 from gateway.policies.downshift import Ladder
 
+_SUCCESS = Outcome.SUCCESS  # a look into the enumeration costs 0.2 µs
+
 
 class CircuitBreaker:
     """The innermost layer: answers from the highest mode that can.
@@ -51,8 +53,7 @@ class CircuitBreaker:
             AdmissionRejected: every allowed mode is at its limit.
             DeadlineExceeded: time ran out on the way.
         """
-        ladder, start = self._ladder, self._ladder.rung(request.mode).index
-        walk = Walk(request, self._clock, ladder, self._watch, self._events, start, start)
+        walk = Walk(request, self._ladder, self._watch, self._clock, self._events)
         await walk.descend()
         return LadderAnswer(walk)
 
@@ -88,7 +89,7 @@ class LadderAnswer(Answer):
                 if await attempt.read():
                     walk.prove()
                 else:
-                    walk.settle(Outcome.SUCCESS)
+                    walk.settle(_SUCCESS)
             except UpstreamError as error:
                 await self._broken(error)
         return []
@@ -97,12 +98,13 @@ class LadderAnswer(Answer):
         """Read to the end and return the whole."""
         attempt = self._walk.attempt
         if attempt is not None and attempt.ended:
-            self._walk.settle(Outcome.SUCCESS)  # it was read to its end before it committed
+            self._walk.settle(_SUCCESS)  # it was read to its end before it committed
         else:
             while await self.read():
                 pass
         if self._generation is None:
-            assembly, request = self._walk.assembly, self._walk.request
+            walk = self._walk
+            assembly, request = walk.assembly, walk.request
             self._generation = Generation(
                 id=request.id,
                 choices=assembly.choices(),
@@ -110,7 +112,7 @@ class LadderAnswer(Answer):
                 usage=Usage.of(assembly.usage),
                 created=assembly.created,
                 extra=assembly.extra,
-                duration_s=self._walk.clock() - request.started,
+                duration_s=walk.clock() - request.started,
             )
         return self._generation
 

@@ -36,7 +36,7 @@ class Deadline:
         """
         deadline = request.deadline
         if deadline == _NONE:
-            mode = self._ladder.rung(request.mode).mode
+            mode = self._ladder.by_name[request.mode].mode
             deadline = request.deadline = request.started + mode.deadline_s
         if deadline <= self._clock():
             raise DeadlineExceeded("the deadline had passed before the request was sent")

@@ -27,49 +27,75 @@ Keep = Callable[[Generation], Awaitable[None] | None]
 everyone who waits has been told."""
 
 
-class Flight(msgspec.Struct, eq=False):
-    """One request under way for everyone who asked the same. A struct, whose fields C fills in.
+class Flight:
+    """One request under way for everyone who asked the same.
+
+    Args:
+        request: the first caller's; later callers may extend its deadline.
+        call_next: who answers.
+        keep: see `Keep`.
+        gone: told when the flight takes nobody on any more. Perhaps more than once.
+        clock: monotonic seconds.
 
     Attributes:
-        request: the first caller's; later callers may extend its deadline.
-        clock: monotonic seconds.
         log: chunks so far; stays empty for callers who want one piece.
         served: who answers, None until it commits.
         generation, error: how it ended.
         passengers: callers aboard now.
         boarded: callers there ever were.
-        loop: where it flies.
     """
 
-    request: GenerationRequest
-    _call_next: Handler
-    _keep: Keep
-    _gone: Callable[[Flight], None]  # told when it takes nobody on any more, perhaps twice
-    clock: Clock
-    log: list[Chunk] = []
-    served: Served | None = None
-    generation: Generation | None = None
-    error: BaseException | None = None
-    ended: bool = False
-    passengers: int = 0
-    boarded: int = 0
-    loop: asyncio.AbstractEventLoop = msgspec.field(default_factory=asyncio.get_running_loop)
-    _sleepers: dict[asyncio.Future[None], None] = {}
-    _task: asyncio.Task[None] | None = None
+    __slots__ = (
+        "_call_next",
+        "_gone",
+        "_keep",
+        "_sleepers",
+        "_task",
+        "boarded",
+        "clock",
+        "ended",
+        "error",
+        "generation",
+        "log",
+        "loop",
+        "passengers",
+        "request",
+        "served",
+    )
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        call_next: Handler,
+        keep: Keep,
+        gone: Callable[[Flight], None],
+        clock: Clock,
+    ) -> None:
+        self.request = request
+        self.clock = clock
+        self.log: list[Chunk] = []
+        self.served: Served | None = None
+        self.generation: Generation | None = None
+        self.error: BaseException | None = None
+        self.ended = False
+        self.passengers = self.boarded = 0
+        self._call_next = call_next
+        self._keep = keep
+        self._gone = gone
+        self.loop = asyncio.get_running_loop()
+        self._sleepers: dict[asyncio.Future[None], None] = {}
         self._task = self.loop.create_task(self._fly())
 
     def board(self, request: GenerationRequest) -> Passenger:
         """Take a caller on. Its deadline is its own; the flight's is the latest of all."""
         self.passengers += 1
         self.boarded += 1
-        self.request.deadline = max(self.request.deadline, request.deadline)
+        if request is not self.request:
+            self.request.deadline = max(self.request.deadline, request.deadline)
         return Passenger(self, request)
 
     async def abort(self) -> None:
         """Stop it, whoever is aboard, and wait until everything it held is free."""
-        assert self._task is not None
         self._task.cancel()
         await asyncio.wait([self._task])
         if not self.ended:  # cancelled before its first step, so it never began to fly
@@ -79,7 +105,7 @@ class Flight(msgspec.Struct, eq=False):
     def leave(self) -> None:
         """A caller is done with it; with the last one the upstream call goes too."""
         self.passengers -= 1
-        if self.passengers == 0 and not self.ended and self._task is not None:
+        if self.passengers == 0 and not self.ended:
             self._gone(self)
             self._task.cancel()
 

@@ -72,7 +72,7 @@ class Quota:
 
     def _estimate(self, request: GenerationRequest) -> tuple[int, int, bool]:
         """Tokens of the prompt, at most of the answer, and whether the caller said how many."""
-        mode = self._ladder.rung(request.mode).mode
+        mode = self._ladder.by_name[request.mode].mode
         prompt = prompt_tokens(request.messages, request.params)
         longest = answer_tokens(request.params, mode.sampling)
         return prompt, longest, says_how_long(request.params)

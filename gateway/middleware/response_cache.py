@@ -55,6 +55,7 @@ class ResponseCache:
     def __init__(self, store: Store, options: CacheOptions, ladder: Ladder, clock: Clock) -> None:
         self._store = store
         self._options = options
+        self._lifetime_s = options.lifetime_s
         self._ladder = ladder
         self._clock = clock
         self._flights: dict[_How, Flight] = {}
@@ -91,7 +92,7 @@ class ResponseCache:
     # -- looking --------------------------------------------------------------------------------
 
     async def _find_fresh(self, request: GenerationRequest, question: bytes) -> Answer | None:
-        wanted = self._ladder.rung(request.mode)
+        wanted = self._ladder.by_name[request.mode]
         for rung in self._ladder.below(wanted.index, allow_degrade=request.allow_degrade):
             entry = await self._store.get(question + rung.identity)
             now = self._clock()
@@ -133,7 +134,7 @@ class ResponseCache:
         now: float,
         because: GatewayError | None = None,
     ) -> Answer:
-        wanted = self._ladder.rung(request.mode)
+        wanted = self._ladder.by_name[request.mode]
         degraded = rung is not wanted
         stored = entry.generation
         served = Served(
@@ -190,9 +191,9 @@ class ResponseCache:
                 return None
         served = generation.served
         served.ttl_s = options.ttl(downshifted=served.degraded)
-        rung = self._ladder.rung(served.mode)
+        rung = self._ladder.by_name[served.mode]
         entry = Entry(generation, self._clock(), rung.name, rung.identity.hex())
-        return self._store.put(question + rung.identity, entry, options.lifetime_s)
+        return self._store.put(question + rung.identity, entry, self._lifetime_s)
 
     async def aclose(self) -> None:
         """Stop every flight and free what it holds."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import msgspec
-
 from gateway.assembly import Assembly
 from gateway.clock import Clock
 from gateway.detectors.failures import Judgement, Outcome, Then, judge
@@ -28,33 +26,45 @@ _NONE: frozenset[Target] = frozenset()
 _SUCCESS, _FAILURE, _IGNORED = Outcome.SUCCESS, Outcome.FAILURE, Outcome.IGNORED
 
 
-class Walk(msgspec.Struct, eq=False):
-    """One request on its way down the ladder. A struct, whose fields C fills in.
+class Walk:
+    """One request on its way down the ladder.
+
+    Args:
+        request: what is asked.
+        ladder: the modes.
+        watch: keeps an eye on attempts that wait for a first token.
+        clock: monotonic seconds.
+        events: told of each attempt.
 
     Attributes:
-        request: what is asked.
-        clock: monotonic seconds.
         visit, attempt: the mode and the attempt that answer, after `descend`; None once settled.
         assembly: everything that has arrived of the answer.
     """
 
-    request: GenerationRequest
-    clock: Clock
-    _ladder: Ladder
-    _watch: OverdueWatch  # keeps an eye on attempts that wait for a first token
-    _events: EventBus
-    _start: int  # the rung that was asked for
-    _next: int  # the one to try next
-    assembly: Assembly = msgspec.field(default_factory=Assembly)
-    visit: Visit | None = None
-    attempt: Attempt | None = None
-    _target: Target | None = None
-    _causes_met: Causes | None = None
-    _domains: tuple[str, ...] = ()
-    _window: int = 0
-    _attempts: int = 0
-    _upstream_s: float = 0.0
-    _told: Served | None = None
+    def __init__(
+        self,
+        request: GenerationRequest,
+        ladder: Ladder,
+        watch: OverdueWatch,
+        clock: Clock,
+        events: EventBus,
+    ) -> None:
+        self.request = request
+        self.clock = clock
+        self.assembly = Assembly()
+        self.visit: Visit | None = None
+        self.attempt: Attempt | None = None
+        self._ladder = ladder
+        self._watch = watch
+        self._events = events
+        self._target: Target | None = None
+        self._start = self._next = ladder.by_name[request.mode].index
+        self._causes_met: Causes | None = None
+        self._domains: tuple[str, ...] = ()
+        self._window = 0
+        self._attempts = 0
+        self._upstream_s = 0.0
+        self._told: Served | None = None
 
     async def descend(self, prefix: str = "") -> None:
         """Go down from where the walk stands until a mode answers.
@@ -130,7 +140,7 @@ class Walk(msgspec.Struct, eq=False):
     def prove(self) -> None:
         """A probe need not stream to its end to show that the mode is back."""
         visit, attempt = self.visit, self.attempt
-        if visit is not None and attempt is not None:
+        if visit is not None and attempt is not None and visit.permit.lease_until < _NEVER:
             prove(visit, attempt, self.clock())
 
     # -- one mode -------------------------------------------------------------------------------
@@ -198,22 +208,10 @@ class Walk(msgspec.Struct, eq=False):
             self.assembly.model = ""  # who goes on says its own name
         elif self._attempts:
             self.assembly = Assembly()  # a new attempt starts clean
-        attempt = Attempt(
-            target.provider,
-            Call(
-                request.messages,
-                {**mode.sampling, **request.params},
-                request.id,
-                mode.thinking,
-                prefix,
-                request.raw,
-            ),
-            self.assembly,
-            self.clock,
-            self._deadline,
-            first_token_s,
-            stall_s,
-        )
+        fields = {**mode.sampling, **request.params}
+        call = Call(request.messages, fields, request.id, mode.thinking, prefix, request.raw)
+        provider, limits = target.provider, (first_token_s, stall_s)
+        attempt = Attempt(provider, call, self.assembly, self.clock, self._deadline, *limits)
         self._attempts += 1
         target.in_flight += 1
         failure: UpstreamError | None = None

@@ -22,6 +22,8 @@ from gateway.policies.phases import Permit, Phase
 from gateway.providers.base import Provider
 
 _PANIC_EVERY_S = 5.0
+# Bound here because looking a member up in its enumeration costs 0.2 µs.
+_SUCCESS, _IGNORED = Outcome.SUCCESS, Outcome.IGNORED
 
 
 class Target:
@@ -78,7 +80,7 @@ class Visit:
         self.permit = permit
         self.native = native
         self.target = target
-        self.outcome = Outcome.IGNORED
+        self.outcome = _IGNORED
         self.cause = ""
         self._left = False
 
@@ -90,7 +92,7 @@ class Visit:
         rung = self.rung
         rung.circuit.settle(self.permit, self.outcome, self.cause)
         rung.limit.leave(native=self.native)
-        if self.outcome is Outcome.SUCCESS:
+        if self.outcome is _SUCCESS:
             rung.limit.went_well()
         rung.on_leave()
 
@@ -172,22 +174,17 @@ class Rung:
         normal = self.latency.slow_s(self.name)
         return 0 < slow_s <= elapsed_s or elapsed_s >= max(1.0, 3.0 * normal)
 
-    def _overdue_s(self) -> float:
-        """Overdue threshold for a visit without a stream.
+    def _patience_s(self) -> tuple[float, float]:
+        """For a visit without a stream: when it is overdue, and how long a probe may take.
 
         The first token is the whole answer then: a fixed threshold says nothing about that, but
-        what is normal for this mode does, once it is known.
+        what is normal for this mode does, once it is known. A stream proves itself with its first
+        tokens; a whole answer of a minute could never do so within a lease made for those, and
+        its mode would stay open for ever.
         """
-        normal = self.latency.slow_s(self.name)
-        return max(self.circuit.options.slow_s, normal) if math.isfinite(normal) else 0.0
-
-    def _lease_s(self) -> float:
-        """How long a probe without a stream may take: as long as a whole answer may.
-
-        A stream proves itself with its first tokens; a whole answer of a minute could never do so
-        within a lease made for those, and its mode would stay open for ever.
-        """
-        return max(self.circuit.options.probe_lease_s, self.mode.deadline_s)
+        options, normal = self.circuit.options, self.latency.slow_s(self.name)
+        overdue_s = max(options.slow_s, normal) if normal < math.inf else 0.0
+        return overdue_s, max(options.probe_lease_s, self.mode.deadline_s)
 
     def room(self, *, native: bool) -> bool:
         """Whether one more may start now, by limit and by recovery ramp."""
@@ -235,7 +232,7 @@ class Rung:
         # Without a stream, thresholds are those of a whole answer; None is the circuit's own.
         slow_s = lease_s = None
         if not target.provider.streams:
-            slow_s, lease_s = self._overdue_s(), self._lease_s()
+            slow_s, lease_s = self._patience_s()
         admit = self.circuit.admit_trial if trial else self.circuit.admit
         permit = admit(slow_s, lease_s)
         if permit is None:
@@ -262,11 +259,15 @@ class Ladder:
     Args:
         rungs: best first, never empty.
         clock: monotonic seconds.
+
+    Attributes:
+        rungs: see above.
+        by_name: the same by the name of their mode.
     """
 
     def __init__(self, rungs: Sequence[Rung], clock: Clock) -> None:
         self.rungs = list(rungs)
-        self._by_name = {rung.name: rung for rung in self.rungs}
+        self.by_name = {rung.name: rung for rung in self.rungs}
         self._clock = clock
 
     def __iter__(self) -> Iterator[Rung]:
@@ -277,11 +278,7 @@ class Ladder:
 
     def index(self, mode: str) -> int:
         """The rung of a mode, 0 is the best; the caller has checked that it exists."""
-        return self._by_name[mode].index
-
-    def rung(self, mode: str) -> Rung:
-        """The rung of a mode; the caller has checked that it exists."""
-        return self._by_name[mode]
+        return self.by_name[mode].index
 
     def below(self, start: int, *, allow_degrade: bool) -> list[Rung]:
         """The rungs a request for rung `start` may use, best first; never one above it."""

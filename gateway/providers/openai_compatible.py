@@ -39,6 +39,7 @@ _encode = msgspec.json.Encoder().encode
 _ACCEPT = "text/event-stream, application/json"
 _MAX_ERROR_BYTES = 64 * 1024
 _NO_ROUTE = (404, 405, 501)
+_PLAIN = (None, b"", b"identity")
 _ERROR_BODY_S = 1.0
 
 
@@ -154,7 +155,7 @@ class OpenAICompatible:
     def _reply(self, response: Response, n: object) -> Reply:
         headers = dict(response.headers)  # one pass in C; of two alike the last counts
         media_type = headers.get(b"content-type", b"").lower()
-        if headers.get(b"content-encoding", b"identity") not in (b"", b"identity"):
+        if headers.get(b"content-encoding") not in _PLAIN:
             raise self._decoder.malformed("an encoding nobody asked for")
         # What it says it is goes before what was asked for: some servers ignore `stream`.
         if media_type.startswith(b"text/event-stream"):

@@ -42,12 +42,12 @@ class WholeReply:
             error.target = error.target or decoder.target
             self._response.close()
             raise
-        self._ended = True
-        self._response.release()
+        self._ended = True  # to its end, so there is nothing to release
         return [chunk]
 
     def close(self) -> None:
-        self._response.close()
+        if not self._ended:
+            self._response.close()
 
 
 class StreamReply:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 import msgspec
-from cachetools import TLRUCache
+from cachetools import Cache, TLRUCache
 
 from gateway.clock import Clock
 from gateway.stores.base import Entry
@@ -36,6 +36,9 @@ class _Cache(TLRUCache[bytes, _Kept]):
         )
         self.evicted = 0
 
+    holds = Cache.__contains__
+    """Whether there is such an entry, alive or not: without TLRUCache's look at the clock."""
+
     def popitem(self) -> tuple[bytes, _Kept]:
         self.evicted += 1
         return super().popitem()
@@ -55,10 +58,10 @@ class MemoryStore:
 
     async def get(self, key: bytes) -> Entry | None:
         cache = self._cache
-        if key in cache:  # asked first: a miss would raise three errors within cachetools
+        if cache.holds(key):  # asked first: a miss would raise three errors within cachetools
             try:
                 kept = cache[key]
-            except KeyError:  # its lifetime ended between the two looks at the clock
+            except KeyError:  # its lifetime is over
                 pass
             else:
                 self._hits += 1

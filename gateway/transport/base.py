@@ -154,7 +154,11 @@ class Response:
             UpstreamUnavailable: kind MALFORMED, the framing is broken.
         """
         while not self._parts and self._source is not None:
-            await self._wait()
+            try:
+                await self._news()
+            except asyncio.CancelledError:
+                self._cancelled()
+                raise
         if self._parts:
             return self._take()
         if self._error is not None:
@@ -225,14 +229,18 @@ class Response:
             self._source = None
             self._error = error
             waiter = self._waiter  # as `wake`, without the call: every answer passes here
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
+            if waiter is not None:
+                self._waiter = None
+                if not waiter.done():
+                    waiter.set_result(None)
 
     def wake(self) -> None:
         """Let the reader see what is new: once per read of the socket, not once per event."""
         waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def started(self) -> None:
         """Wait for the headers. Cancelled, it closes the response.
@@ -241,21 +249,24 @@ class Response:
             UpstreamError: none came.
         """
         while not self.status and self._source is not None:
-            await self._wait()
+            try:
+                await self._news()
+            except asyncio.CancelledError:
+                self._cancelled()
+                raise
         if not self.status and self._error is not None:
             raise self._error
 
-    async def _wait(self) -> None:
+    def _news(self) -> asyncio.Future[None]:
+        """What the reader awaits until something changed. No coroutine: it is made per wake-up."""
         if self._waiter is not None:
             raise RuntimeError("a response has one reader")
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        except asyncio.CancelledError:
-            self.close()
-            raise
-        finally:
-            self._waiter = None
+        waiter = self._waiter = asyncio.get_running_loop().create_future()
+        return waiter
+
+    def _cancelled(self) -> None:
+        self._waiter = None
+        self.close()
 
     def _take(self) -> bytes:
         parts = self._parts

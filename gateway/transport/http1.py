@@ -102,9 +102,8 @@ class Connection(asyncio.Protocol):
 
     def send(self, head: bytes, body: bytes | None) -> Response:
         """Write a request; return its response, whose headers are still to come."""
-        response = Response(self)
-        self._response = response
-        self._headers.clear()
+        response = self._response = Response(self)
+        self._headers = []
         self._overhead = 0
         self._done = False
         self._no_body = head.startswith(b"HEAD ")
@@ -223,9 +222,10 @@ class Connection(asyncio.Protocol):
             raise _Refused("too many or too large headers")
         self._headers = []
         if status >= 200:
-            response = cast(Response, self._response)
-            response.status = status
-            response.headers = headers
+            response = self._response
+            if response is not None:
+                response.status = status
+                response.headers = headers
             self._overhead = 0
             if self._no_body:
                 self._done, self._keep = True, False  # the parser still expects a body

@@ -155,7 +155,9 @@ class HTTP1Client:
 
     def free(self, connection: Connection) -> None:
         loop = self._loop
-        idle = self._idle.setdefault(connection.origin, {})
+        idle = self._idle.get(connection.origin)
+        if idle is None:
+            idle = self._idle[connection.origin] = {}
         if loop is None or connection not in self._open or len(idle) >= self._max_idle:
             connection.abort()  # there are enough, or it is of an earlier loop
             return
