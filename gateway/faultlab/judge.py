@@ -86,13 +86,16 @@ def _error_inside(answer: Answer) -> Finding:
     return Finding("error", f"error event after {_words(answer)}: {_short(answer.errors[0])}")
 
 
-def graded(answer: Answer, texts: Mapping[str, str], models: Mapping[str, str]) -> Verdict:
+def graded(
+    answer: Answer, texts: Mapping[str, str], models: Mapping[str, str], *, facts: bool = True
+) -> Verdict:
     """The verdict on one answer: complete passes, an error is safe, a lie fails.
 
     Args:
         answer: what came.
         texts: by role, the whole answers that may be given to this question.
         models: by role, the upstream's model.
+        facts: whether another's name on an answer lowers the grade, or is only noted.
     """
     kind, says, role = look(answer, texts)
     if kind == "lie":
@@ -105,9 +108,9 @@ def graded(answer: Answer, texts: Mapping[str, str], models: Mapping[str, str]) 
         return verdict.demand(not leaked, Grade.FAIL, "a role chunk, then an error")
     verdict = Verdict(Grade.PASS, [f"{role} answered in {answer.took_s:.1f} s"])
     others = [name for other, name in models.items() if other != role]
-    verdict.demand(
-        answer.model not in others, Grade.PARTIAL, f"says {answer.model!r}, but {role} answered"
-    )
+    if answer.model in others:
+        worst = Grade.PARTIAL if facts else Grade.PASS
+        verdict.demand(False, worst, f"says {answer.model!r}, but {role} answered")
     if answer.stream:
         verdict.demand(answer.done, Grade.PARTIAL, "no [DONE]")
         verdict.demand(answer.roles <= 1, Grade.PARTIAL, f"{answer.roles} role chunks")

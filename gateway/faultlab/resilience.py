@@ -294,7 +294,7 @@ RESILIENCE: Final = [
     ),
     Scenario(
         id="16", title="503 for ever: the facts", demands="model and usage are the answerer's",
-        plays={"creative": [DOWN]}, check=tells_who_answered,
+        plays={"creative": [DOWN]}, check=tells_who_answered, facts=True,
     ),
     Scenario(
         id="17a", title="body cut at 60 %", demands="complete, never a 200 with garbage",

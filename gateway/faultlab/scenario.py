@@ -91,6 +91,8 @@ class Scenario:
         early_probe: demands a recovery sooner than a fixed hold of 300 s would allow.
         refused: nobody listens where creative should be.
         crowd: asks so much at once that it would disturb others at the same gateway.
+        facts: another's name on an answer lowers the grade. It is one fault, which would lower
+            every scenario where somebody stands in; elsewhere it is noted.
         group: the part of the scorecard it stands in; filled in by the catalogue.
     """
 
@@ -105,6 +107,7 @@ class Scenario:
     early_probe: bool = False
     refused: bool = False
     crowd: bool = False
+    facts: bool = False
     group: str = ""
 
 

@@ -144,7 +144,8 @@ class Trial:
 
     def judge(self, answer: Answer) -> Verdict:
         """The verdict on one answer."""
-        return graded(answer, self.texts(answer.number), self.models())
+        facts = self.run.scenario.facts
+        return graded(answer, self.texts(answer.number), self.models(), facts=facts)
 
     def judge_late(self, answer: Answer) -> Verdict:
         """The verdict where the fault strikes after the first tokens.

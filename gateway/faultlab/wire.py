@@ -42,17 +42,18 @@ SLOW_DOWN: Final = (
 
 async def _each(t: Trial, marks: Iterable[str], *, late: bool) -> Verdict:
     """One request a mark, with healthy ones between, so that no breaker opens; the worst counts."""
-    grade, wrong, complete, total = Grade.PASS, [], 0, 0
+    grade, wrong, complete, told, total = Grade.PASS, [], 0, 0, 0
     for mark in marks:
         answer = await t.ask(mark, patience_s=20)
         verdict = t.judge_late(answer) if late else t.judge(answer)
         total += 1
         complete += t.look(answer).kind == "complete"
+        told += t.look(answer).kind == "error"
         if verdict.grade is not Grade.PASS:
             wrong.append(f"{mark}: {verdict.evidence}")
         grade = max(grade, verdict.grade)
         await t.ask_each("fine", "fine")
-    errors = f", {total - complete - len(wrong)} honest errors" if late else ""
+    errors = f", {told} explicit errors" if told else ""
     return Verdict(grade, [f"{complete} of {total} complete{errors}", *wrong])
 
 

@@ -22,7 +22,7 @@ async def _never(_: Trial) -> Verdict:
 
 def run(form: Form = "stream", **more: Any) -> Run:
     """A run of a scenario that demands nothing."""
-    return Run(Scenario(id="0", title="t", demands="d", check=_never, **more), form)
+    return Run(Scenario(id="0", title="t", demands="d", check=_never, facts=True, **more), form)
 
 
 def event(payload: object) -> bytes:

@@ -19,6 +19,7 @@ from fakes import (
     trial,
 )
 
+from gateway.faultlab.judge import graded
 from gateway.faultlab.scenario import Grade
 from gateway.faultlab.words import answer_text
 
@@ -197,6 +198,16 @@ async def test_half_way_an_error_event_is_all_that_honesty_demands() -> None:
         assert t.judge_late(await t.ask()).grade is Grade.SAFE, "broken off tells no reason"
     async with trial(lambda q: sse(ERROR)) as t:
         assert t.judge_late(await t.ask()).grade is Grade.SAFE, "nothing was lost yet"
+
+
+async def test_who_answered_is_demanded_once_and_noted_elsewhere() -> None:
+    swapped, grade, says = STREAMED["balanced's answer in creative's name"]
+    async with trial(swapped) as t:
+        answer = await t.ask()
+        assert t.judge(answer).grade is grade
+        noted = graded(answer, t.texts(answer.number), t.models(), facts=False)
+    assert noted.grade is Grade.PASS
+    assert says in noted.evidence
 
 
 async def test_of_many_the_worst_counts() -> None:
