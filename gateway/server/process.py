@@ -21,7 +21,6 @@ from typing import Any, Final, Protocol
 from gateway.errors import ConfigError
 from gateway.server.app import App
 
-
 # A request makes some hundred containers, and next to none of them are garbage in circles. Looked
 # for every 700 of them, as by default, that took 5 % of all instructions of a request.
 _COLLECT_AFTER: Final = 10_000

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 import msgspec
 
-from gateway.events import Event, RequestFinished
+from gateway.events import Event, HTTPFinished, RequestFinished
 from gateway.telemetry.lines import LEVELS, Level, level_of, line_of, request_line
 from gateway.telemetry.writer import LineWriter
 
@@ -38,6 +38,8 @@ class Log:
 
     def __call__(self, event: Event) -> None:
         """Write what there is to say of an event."""
+        if type(event) is HTTPFinished and event.status < 400:
+            return  # the pipeline's line tells of it, or nobody need know
         level = level_of(event)
         if level in self._written:
             self._write(event, level)

@@ -186,7 +186,6 @@ async def test_requests_sent_far_ahead_end_the_connection(serve: Serve) -> None:
         assert await client.closed() == b""
 
 
-@UVICORN
 async def test_web_pages_are_let_in_only_where_they_are_named(serve: Serve) -> None:
     asked = (
         "OPTIONS /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\norigin: https://app.example\r\n"

@@ -11,6 +11,7 @@ from gateway.config import Config
 from gateway.events import HTTPFinished
 from gateway.openai_api.words import Body, Call, Reply
 from gateway.server.app import App
+from gateway.server.refusals import ShuttingDown
 from gateway.server.service import Service
 
 CONFIG = Config.from_dict(
@@ -79,6 +80,16 @@ async def test_a_stream_read_to_its_end_is_told_once(app: App) -> None:
     assert [(end.status, end.error, end.client_disconnected) for end in told] == [(200, "", False)]
     assert stream.closed == 1
     assert service.in_flight == 0
+
+
+async def test_a_stream_is_broken_off_in_the_words_of_its_route(app: App) -> None:
+    error = ShuttingDown("the service stops")
+    stream = Stream(StopAsyncIteration())
+    _, body = await begun(app, stream, [])
+    assert body.last_words(error).startswith(b'data: {"error":')  # type: ignore[attr-defined]
+    stream.last_words = lambda error: b"event: error\n\n"  # type: ignore[attr-defined]
+    assert body.last_words(error) == b"event: error\n\n"  # type: ignore[attr-defined]
+    await body.aclose()
 
 
 async def test_a_stream_closed_before_it_was_begun_frees_what_it_holds(app: App) -> None:
