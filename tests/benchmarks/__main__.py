@@ -124,7 +124,8 @@ def main() -> None:
         run.all()
         remarks = [
             f"Peers: {peers.versions()}",
-            f"Upstream: a stub in {upstream.language}; load: our generator in C; subjects on core"
+            f"Upstream: a stub in {upstream.language}; servers under load by"
+            f" {'a generator in C' if compiled('load') else 'nobody'}; subjects on core"
             f" {cores.subject}, stub and load on core {cores.other}",
         ]
     given = "".join(f" {argument}" for argument in sys.argv[1:])

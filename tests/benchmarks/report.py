@@ -29,6 +29,7 @@ _VERSIONS = (
     "httpx",
     "openai",
 )
+_UNDISTURBED = 0.9  # of a core that an idle machine leaves to one process
 _CPU = ("model name", "cpu family", "model")  # virtual machines often hide the name proper
 
 
@@ -89,6 +90,8 @@ def header(quiet: Quiet, options: str, load: Sequence[float], remarks: Sequence[
         except importlib.metadata.PackageNotFoundError:
             continue
     now = os.getloadavg()
+    if min(quiet.share) < _UNDISTURBED:
+        remarks = [*remarks, "**The machine was busy with other things: trust ratios at most.**"]
     call = f"{min(quiet.call_us):.3f}-{max(quiet.call_us):.3f}"
     lines = [
         f"# Benchmarks, {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC",

@@ -1,10 +1,11 @@
 /* Asks one HTTP server over and over, and looks at every frame of every stream.
  *
- *     load CORE PORT CONNECTIONS SECONDS SPREAD_MS LATE_US < request
+ *     load CORE PORT CONNECTIONS SECONDS SPREAD_MS LATE_US DRAIN_S < request
  *
  * Standard input brings one whole request in which sixteen '#' stand where a number is put that never
  * comes again. Each connection asks, reads the answer to its end and asks again, for SECONDS; the
- * first questions are spread over SPREAD_MS. What is still open at the end is dropped and not counted.
+ * first questions are spread over SPREAD_MS. What is under way then is waited for, DRAIN_S at most, so
+ * that no work goes uncounted; what is still open is dropped.
  * A stream must bring " token01 STAMP" to " token62 STAMP" in order, each once, and [DONE]; a stamp is
  * the microsecond (CLOCK_MONOTONIC) at which the upstream sent it, so a frame's delay is what the
  * gateway and both sockets took, and a frame is late if that is more than LATE_US. Stalled is a
@@ -28,7 +29,7 @@
 enum { TOKENS = 62, LINE = 1 << 16, READ = 1 << 16, EVENTS = 512 };
 enum { HEAD, LENGTH, SIZE, CHUNK, CHUNK_END, TRAILER, TO_CLOSE };
 typedef struct {
-  int fd, state, status, stream, close_after;
+  int fd, state, status, stream, close_after, asked;
   int next_token, broken, done;
   int64_t began, first, last; /* asked; first and last token */
   size_t left, held; /* of the body or chunk; of the head or line read so far */
@@ -43,7 +44,7 @@ static size_t request_length;
 static char *number_at;
 static unsigned long long numbers;
 static struct sockaddr_in address;
-static int poller, late_us, first_bad;
+static int poller, late_us, first_bad, draining, under_way;
 
 static int64_t now_us(void) {
   struct timespec now;
@@ -70,13 +71,20 @@ static uint32_t share(Sample *sample, double part) {
   return sample->at[i < sample->count ? i : sample->count - 1];
 }
 
+static void answered(Connection *one) {
+  under_way -= one->asked;
+  one->asked = 0;
+}
+
 static void hang_up(Connection *one) {
+  answered(one);
   if (one->fd >= 0) close(one->fd);
   one->fd = -1;
 }
 
 /* Ask the next question, on a new connection where the old one has gone. */
 static void ask(Connection *one) {
+  if (draining) return;
   if (one->fd < 0) {
     int on = 1;
     one->fd = socket(AF_INET, SOCK_STREAM, 0);
@@ -97,6 +105,8 @@ static void ask(Connection *one) {
   one->left = one->held = 0;
   one->first = 0;
   one->began = one->last = now_us();
+  one->asked = 1;
+  under_way++;
   if (send(one->fd, request, request_length, MSG_NOSIGNAL) != (ssize_t)request_length) hang_up(one);
 }
 
@@ -104,6 +114,7 @@ static void ask(Connection *one) {
 static void finish(Connection *one) {
   int64_t now = now_us();
   answers++;
+  answered(one);
   if (one->status != 200) {
     bad_status++;
     if (!first_bad) first_bad = one->status;
@@ -216,7 +227,7 @@ static void tell(const char *name, Sample *sample) {
 }
 
 int main(int count, char **arguments) {
-  if (count != 7) return 2;
+  if (count != 8) return 2;
   int core = atoi(arguments[1]), connections = atoi(arguments[3]);
   double seconds = atof(arguments[4]);
   int64_t spread_us = atoll(arguments[5]) * 1000;
@@ -238,10 +249,12 @@ int main(int count, char **arguments) {
   static char buffer[READ];
   struct epoll_event events[EVENTS];
   int64_t begin = now_us(), end = begin + seconds * 1e6, now;
+  int64_t last = end + atof(arguments[7]) * 1e6;
   int asking = 0;
-  while ((now = now_us()) < end) {
-    while (asking < connections && begin + spread_us * asking / connections <= now) ask(&all[asking++]);
-    int wait_ms = asking < connections ? 1 : (end - now) / 1000 + 1;
+  while ((now = now_us()) < end || (under_way && now < last)) {
+    if (now >= end) draining = 1;
+    while (!draining && asking < connections && begin + spread_us * asking / connections <= now) ask(&all[asking++]);
+    int wait_ms = draining ? (last - now) / 1000 + 1 : asking < connections ? 1 : (end - now) / 1000 + 1;
     int ready = epoll_wait(poller, events, EVENTS, wait_ms);
     for (int i = 0; i < ready; i++) {
       Connection *one = events[i].data.ptr;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 from tests.benchmarks.cells import Cell, cpu, section
@@ -139,7 +139,7 @@ def _asker(
     upstream: Upstream, cores: Cores, server: Server | None, asking: Asking, model: str
 ) -> Asker:
     if server is not None:
-        asked = Asking(asking.connections, asking.stream, asking.spread_s, model)
+        asked = replace(asking, model=model)
         return lambda seconds: ask(server, asked, seconds, cores.other)
     request = direct_request(stream=asking.stream)
 
@@ -162,7 +162,7 @@ def _round(cell: Cell, asker: Asker, seconds: float, *, warm: bool) -> None:
     cell.errors += wrong
     cell.said = said or cell.said
     done = told.answers - told.bad_status
-    # In streams, chunks are counted as they come: the last of each connection is under way yet.
+    # Streams are counted by chunks, for some may be cut off before their end.
     if told.frames:
         done = told.frames / EVENTS
     p50_ms, p99_ms = (us / 1e3 or math.nan for us in (told.latency_p50_us, told.latency_p99_us))

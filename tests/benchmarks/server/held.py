@@ -92,7 +92,7 @@ def weigh(
     upstream.set(interval_s=0.1)
     for name, server in servers.items():
         before = server.memory_mb()
-        asking = Asking(_MANY, stream=True, spread_s=_OPENING_S)
+        asking = Asking(_MANY, stream=True, spread_s=_OPENING_S, drain_s=0)
         process = begin(server.port, server.request(stream=True), asking, _OPEN_S, cores.other)
         time.sleep(_OPEN_S - 0.3)
         after = server.memory_mb()
@@ -120,7 +120,7 @@ def _steps(
     """The most streams it held, 0 for none."""
     most = 0
     for count in counts:
-        asking = Asking(count, stream=True, spread_s=_LASTS_S if count > 1 else 0)
+        asking = Asking(count, stream=True, spread_s=_LASTS_S if count > 1 else 0, drain_s=0)
         lasts = _LASTS_S + seconds
         try:
             if server is None:

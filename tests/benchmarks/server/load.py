@@ -30,12 +30,14 @@ class Asking:
         connections: how many at once.
         stream: for streams.
         spread_s: over which the first questions are spread.
+        drain_s: for how long at most those under way at the end are waited for.
         model: other than the one this kind of question is usually put to.
     """
 
     connections: int
     stream: bool = False
     spread_s: float = 0.0
+    drain_s: float = 3.0
     model: str = ""
 
 
@@ -44,7 +46,7 @@ def begin(port: int, request: bytes, asking: Asking, seconds: float, core: int) 
     program = compiled("load")
     assert program is not None
     spread, late = round(asking.spread_s * 1e3), round(LATE_S * 1e6)
-    numbers = (core, port, asking.connections, seconds, spread, late)
+    numbers = (core, port, asking.connections, seconds, spread, late, asking.drain_s)
     process = subprocess.Popen(
         [str(program), *map(str, numbers)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
