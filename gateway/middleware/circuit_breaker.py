@@ -86,10 +86,10 @@ class LadderAnswer(Answer):
                 chunks, attempt.chunks = attempt.chunks, []
                 return chunks
             try:
-                if await attempt.read():
-                    walk.prove()
-                else:
+                if not await attempt.read():
                     walk.settle(_SUCCESS)
+                elif walk.probing:
+                    walk.prove()
             except UpstreamError as error:
                 await self._broken(error)
         return []

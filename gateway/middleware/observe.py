@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from gateway.clock import Clock
 from gateway.errors import (
@@ -51,22 +52,20 @@ class Observe:
         except BaseException as error:
             self._tell(request, None, None, error)
             raise
-        answer.when_done(
-            lambda generation, error: self._tell(request, answer.served, generation, error)
-        )
+        answer.when_done(partial(self._tell, request, answer))
         return answer
 
     def _tell(
         self,
         request: GenerationRequest,
-        served: Served | None,
+        answer: Answer | None,
         generation: Generation | None,
         error: BaseException | None,
     ) -> None:
         self._on_end(generation, error)
         if not self._events.heard:
             return
-        now = self._clock()
+        now, served = self._clock(), answer.served if answer else None
         outcome = _outcome(served, generation, error)
         upstream_s = _upstream_s(served, outcome)
         if served is None:  # no mode answered; the request knows how often it was tried

@@ -38,6 +38,7 @@ class Walk:
 
     Attributes:
         visit, attempt: the mode and the attempt that answer, after `descend`; None once settled.
+        probing: whether that mode is on probation.
         assembly: everything that has arrived of the answer.
     """
 
@@ -54,6 +55,7 @@ class Walk:
         self.assembly = Assembly()
         self.visit: Visit | None = None
         self.attempt: Attempt | None = None
+        self.probing = False
         self._ladder = ladder
         self._watch = watch
         self._events = events
@@ -140,7 +142,7 @@ class Walk:
     def prove(self) -> None:
         """A probe need not stream to its end to show that the mode is back."""
         visit, attempt = self.visit, self.attempt
-        if visit is not None and attempt is not None and visit.permit.lease_until < _NEVER:
+        if visit is not None and attempt is not None:
             prove(visit, attempt, self.clock())
 
     # -- one mode -------------------------------------------------------------------------------
@@ -229,6 +231,7 @@ class Walk:
                     if visit.permit.lease_until < _NEVER:
                         prove(visit, attempt, self.clock())
             self.visit, self.attempt, self._target = visit, attempt, target
+            self.probing = visit.permit.lease_until < _NEVER
         except UpstreamError as error:
             failure = error
             if isinstance(error, StreamInterrupted):

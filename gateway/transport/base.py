@@ -218,10 +218,20 @@ class Response:
         """Whether more than `HIGH_WATER` bytes lie unread."""
         return self._buffered > HIGH_WATER
 
-    def push(self, parts: list[bytes], size: int) -> None:
-        """Add what one read of the socket brought, `size` bytes in all."""
+    def push(self, parts: list[bytes], size: int) -> bool:
+        """Add what one read of the socket brought, `size` bytes in all, and wake the reader.
+
+        Returns:
+            Whether the source had better pause, see `full`.
+        """
         self._parts += parts
         self._buffered += size
+        waiter = self._waiter  # as `wake`, without the call: every chunk passes here
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+        return self._buffered > HIGH_WATER
 
     def finish(self, error: Exception | None = None) -> None:
         """Nothing more comes: the body is complete, or broken off by `error`."""

@@ -167,11 +167,11 @@ class Connection(asyncio.Protocol):
                 self.abort()
                 return
             self._keep = False  # something follows the end
-        body = self._body
+        body, full = self._body, None  # None: no body came
         if body:
             self._overhead = 0
             if self._linger is None:
-                response.push(body, len(data))
+                full = response.push(body, len(data))
             elif not self._done:  # released, but more than the end was missing
                 self.abort()
             body.clear()
@@ -180,10 +180,11 @@ class Connection(asyncio.Protocol):
         elif self._overhead > self._max_header_bytes:
             self._fail(self._malformed("headers or trailers too large"))
             self.abort()
-        elif response.status:
-            response.wake()
-            if response.full and self._transport is not None:
-                self._transport.pause_reading()
+        elif full is None:
+            if response.status:
+                response.wake()
+        elif full and self._transport is not None:
+            self._transport.pause_reading()
 
     def eof_received(self) -> None:
         self.usable = False  # returning None lets the transport close

@@ -305,9 +305,7 @@ class _Exchange:
             response.wake()
             assert isinstance(answer.stream, httpx.AsyncByteStream)
             async for part in answer.stream:
-                response.push([part], len(part))
-                response.wake()
-                if response.full:
+                if response.push([part], len(part)):
                     self._room.clear()
                     await self._room.wait()
         finally:
