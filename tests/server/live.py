@@ -187,7 +187,9 @@ class Answer:
 
 
 class Client:
-    """One connection."""
+    """One connection; who waits longer than `patience_s` for its next piece gets a TimeoutError."""
+
+    patience_s = PATIENCE_S
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -196,14 +198,14 @@ class Client:
         self.writer.write(text.encode("latin-1") if isinstance(text, str) else text)
 
     async def head(self) -> tuple[int, dict[str, str]]:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(self.patience_s):
             head = await self.reader.readuntil(b"\r\n\r\n")
         status, *lines = head.decode("latin-1").split("\r\n")[:-2]
         fields = (line.partition(":") for line in lines)
         return int(status.split(" ")[1]), {n.lower(): v.strip() for n, _, v in fields}
 
     async def answer(self, *, head_only: bool = False) -> Answer:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(self.patience_s):
             status, headers = await self.head()
             if head_only:
                 body = b""
@@ -216,7 +218,7 @@ class Client:
     async def chunks(self) -> Any:
         """The pieces of a chunked body, as they come; raises if it is cut off."""
         while True:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(self.patience_s):
                 size = int((await self.reader.readuntil(b"\r\n")).strip(), 16)
                 data = await self.reader.readexactly(size + 2)
             if not size:
@@ -225,7 +227,7 @@ class Client:
 
     async def closed(self) -> bytes:
         """What still comes until the server closes."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(self.patience_s):
             try:
                 return await self.reader.read()
             except ConnectionError:

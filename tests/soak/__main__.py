@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +22,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder of the report (tests/benchmarks/results)")
     given = parser.parse_args()
     plan = Plan(minutes=given.minutes, per_s=given.rate, workers=given.workers, seed=given.seed)
+    # Upstreams that talk on after their caller has gone, as some faults do, are told so by asyncio.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         found = asyncio.run(soak(plan, Path(folder), lambda line: print(line, flush=True)))
     report = write(found, given.out)

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from tests.benchmarks.report import _commit, machine, number, slug, table
 from tests.soak.run import Found
-from tests.soak.slopes import Slope, medians, theil_sen
+from tests.soak.slopes import Slope, floors, theil_sen
 
 RESULTS: Final = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 _WARM_UP: Final = 0.25  # share of the time in which caches and tables fill
@@ -46,7 +46,7 @@ def slopes(found: Found) -> dict[str, Slope]:
         return {}
     at = [sample.at_s for sample in kept]
     return {
-        one.name: theil_sen(*medians(at, [getattr(s, one.name) for s in kept], _BLOCK_S))
+        one.name: theil_sen(*floors(at, [getattr(s, one.name) for s in kept], _BLOCK_S))
         for one in WATCHED
     }
 
@@ -83,7 +83,9 @@ def text(found: Found, picture: str) -> str:
     parts = [
         f"# Soak, {began} UTC: {'; '.join(wrong) if wrong else 'all is well'}",
         f"- Machine: {machine()}; {platform.system()} {platform.release()};"
-        f" Python {platform.python_version()}; it did other work at the same time\n"
+        f" Python {platform.python_version()}; it did other work at the same time: load average"
+        f" {found.load[0]:.1f} at the beginning, {found.load[1]:.1f} at the end; the server waited"
+        f" for a processor {found.waited:.0%} of the time\n"
         f"- Commit {_commit()}; run as `python -m tests.soak {options} --seed {plan.seed}`\n"
         f"- {found.asked:,} requests in {plan.minutes:g} min; {len(found.episodes)} episodes of"
         f" faults, {seconds / 60:.0f} min of them in all on two upstreams; reloads by SIGHUP:"
@@ -152,8 +154,9 @@ def _growth(found: Found) -> Sequence[str]:
     return [
         "## Growth",
         table(("", "least-most", "per hour", "95 % interval", "none is up to", ""), rows),
-        f"After {_warm_s(found) / 60:.0f} min of warm-up; a Theil-Sen slope of one-minute medians,"
-        " with Sen's interval. Flat: the interval does not lie wholly above what counts as none.",
+        f"After {_warm_s(found) / 60:.0f} min of warm-up; a Theil-Sen slope of the least of each"
+        " minute, with Sen's interval. Flat: the interval does not lie wholly above what counts"
+        " as none.",
     ]
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,6 +66,8 @@ class Found:
         still: what was under way at the end, after the quiet; all zero.
         tracebacks: in the server's log.
         exit_code: of the server, stopped as an operator does.
+        load: the machine's load average before and after.
+        waited: share of the time in which the server was ready to run and had no processor.
     """
 
     plan: Plan
@@ -80,6 +84,8 @@ class Found:
     still: dict[str, int]
     tracebacks: int
     exit_code: int
+    load: tuple[float, float]
+    waited: float
 
     def failures(self) -> list[str]:
         """What went wrong, nothing if all is well; slopes are judged apart."""
@@ -125,6 +131,9 @@ async def soak(plan: Plan, folder: Path, say: Callable[[str], None] = lambda _: 
         began, samples = time.time(), []
         clock = asyncio.get_running_loop().time
         start = clock()
+        load, waited = os.getloadavg()[0], service.waited_s()
+        enough = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, enough.set)
 
         async def sampling() -> None:
             samples.append(await service.sample(clock() - start))
@@ -136,18 +145,21 @@ async def soak(plan: Plan, folder: Path, say: Callable[[str], None] = lambda _: 
 
         await _for_a_while(
             plan.minutes * 60,
+            enough.wait(),
             traffic.run(),
             _every(plan.every_s, sampling),
             _every(plan.reload_s, reloading),
             *(sky.run() for sky in skies),
         )
+        lasted_s = clock() - start
+        waited = (service.waited_s() - waited) / lasted_s
         await traffic.end()
         after = await _at_rest(service, primary, standby)
         still = await _still(service.port)
         code = await service.stop()
         logged = service.logged()
         return Found(
-            plan=plan,
+            plan=replace(plan, minutes=round(lasted_s / 60, 1)),
             began=began,
             samples=samples,
             before=before,
@@ -161,11 +173,13 @@ async def soak(plan: Plan, folder: Path, say: Callable[[str], None] = lambda _: 
             still=still,
             tracebacks=logged.count("Traceback"),
             exit_code=code,
+            load=(load, os.getloadavg()[0]),
+            waited=waited,
         )
 
 
-async def _for_a_while(seconds: float, *doing: Coroutine[Any, Any, None]) -> None:
-    """Do it all at once for so long; a fault of ours ends it at once."""
+async def _for_a_while(seconds: float, *doing: Coroutine[Any, Any, Any]) -> None:
+    """Do it all at once for so long, or until one of it ends."""
     tasks = [asyncio.create_task(one) for one in doing]
     try:
         done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

@@ -201,6 +201,11 @@ class Service:
             disk_files=disk,
         )
 
+    def waited_s(self) -> float:
+        """How long its processes' main threads have been ready to run, and had no processor."""
+        files = [Path(f"/proc/{pid}/schedstat") for pid in self._pids()]
+        return sum(int(file.read_text(encoding="utf-8").split()[1]) for file in files) / 1e9
+
     def _pids(self) -> Iterator[int]:
         """The server's processes: itself and, with several workers, those that serve."""
         pid = self.process.pid

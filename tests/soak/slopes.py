@@ -18,16 +18,18 @@ class Slope(NamedTuple):
     high: float
 
 
-def medians(
+def floors(
     at_s: Sequence[float], values: Sequence[float], every_s: float
 ) -> tuple[list[float], list[float]]:
-    """The median of each block of `every_s`: neighbouring samples are no independent witnesses."""
+    """The least of each block of `every_s`: what is there when little is under way. A leak raises
+    the floor, load only what stands on it. And neighbouring samples are no independent witnesses.
+    """
     blocks: dict[int, list[tuple[float, float]]] = {}
     for at, value in zip(at_s, values, strict=True):
         blocks.setdefault(int(at // every_s), []).append((at, value))
     return (
         [statistics.fmean(at for at, _ in block) for block in blocks.values()],
-        [statistics.median(value for _, value in block) for block in blocks.values()],
+        [min(value for _, value in block) for block in blocks.values()],
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.soak.report import judged, text
 from tests.soak.run import Plan, soak
-from tests.soak.slopes import medians, theil_sen
+from tests.soak.slopes import floors, theil_sen
 
 
 @pytest.mark.slow
@@ -45,8 +45,8 @@ def test_a_slope_is_found_among_noise_and_outliers() -> None:
         theil_sen(at[:3], flat[:3])
 
 
-def test_medians_of_blocks_drop_a_moment() -> None:
+def test_floors_are_what_is_left_when_load_goes() -> None:
     at = [5.0 * step for step in range(24)]
-    values = [1.0] * 12 + [2.0] * 12
-    values[3] = 99.0
-    assert medians(at, values, 60.0) == ([27.5, 87.5], [1.0, 2.0])
+    values = [99.0] * 24
+    values[3], values[20] = 1.0, 2.0
+    assert floors(at, values, 60.0) == ([27.5, 87.5], [1.0, 2.0])

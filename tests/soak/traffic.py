@@ -49,6 +49,12 @@ WRONG: Final = {
 }
 
 
+class _Caller(Client):
+    """One who waits: on a busy machine an answer may take its time, but must come."""
+
+    patience_s = 60.0
+
+
 class Traffic:
     """Sends requests at a mean rate, at random moments, each by a caller of its own.
 
@@ -264,7 +270,7 @@ class Traffic:
         return client, await client.head()
 
     async def _connect(self) -> Client:
-        return Client(*await asyncio.open_connection("127.0.0.1", self._port))
+        return _Caller(*await asyncio.open_connection("127.0.0.1", self._port))
 
     def _keep(self, client: Client, headers: dict[str, str]) -> None:
         if len(self._idle) < _POOL and headers.get("connection") != "close":
