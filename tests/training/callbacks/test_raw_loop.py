@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.benchmarks.training import steps
+
 torch = pytest.importorskip("torch", reason="needs the extra `training`")
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -64,6 +66,15 @@ def test_with_them_a_nan_in_the_data_does_no_harm() -> None:
     assert all(bool(torch.isfinite(p).all()) for p in names["model"].parameters())
     alone = run([line for line in struck if not line.endswith("# +")])
     assert not all(bool(torch.isfinite(p).all()) for p in alone["model"].parameters())
+
+
+def test_ppo_in_one_file_takes_five_lines_too(tmp_path: Path) -> None:
+    pytest.importorskip("gymnasium")
+    assert steps.added_lines() <= 5
+    for with_ops in (False, True):
+        folder = tmp_path / str(with_ops)
+        assert list(steps.single_file_loop(folder, 2, every=1, with_ops=with_ops)) == [1, 2]
+        assert len(list(folder.glob("*.pt"))) == (2 if with_ops else 0)
 
 
 @pytest.mark.parametrize("name", sorted(HOSTS))
