@@ -11,6 +11,7 @@ import msgspec
 from gateway.errors import ConfigError, InvalidRequest
 from gateway.gateway import Gateway
 from gateway.openai_api.words import JSON, Call, Reply, Routes
+from gateway.policies.keys import ADMIN
 from gateway.telemetry.metrics import Metrics
 
 _encode = msgspec.json.Encoder(order="sorted").encode
@@ -80,8 +81,11 @@ class Operations:
         return 200 if ready else 503, [JSON], body
 
     async def status(self, call: Call) -> Reply:
-        """Everything `Gateway.status` knows."""
-        return 200, [JSON], _encode(self._gateway.status())
+        """Everything `Gateway.status` knows; of keys, an ordinary one sees itself alone."""
+        status, key = self._gateway.status(), call.caller.key
+        if key not in ("", ADMIN):
+            status["keys"] = {name: of for name, of in status["keys"].items() if name == key}
+        return 200, [JSON], _encode(status)
 
     async def metrics(self, call: Call) -> Reply:
         """The Prometheus exposition; rendered in a thread, as it takes milliseconds."""

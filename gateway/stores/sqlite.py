@@ -45,7 +45,8 @@ INSERT INTO feedback (generation_id, rating, mode, model, tenant, fields, at)
 VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (generation_id) DO UPDATE SET
     rating = excluded.rating, mode = excluded.mode, model = excluded.model,
-    tenant = excluded.tenant, fields = excluded.fields, at = excluded.at
+    fields = excluded.fields, at = excluded.at
+WHERE tenant = excluded.tenant
 """
 _RECENT: Final = """
 SELECT generation_id, rating, mode, model, tenant, fields, at
@@ -103,7 +104,8 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FeedbackStore:
-    """Ratings in SQLite, one for each generation: a later one replaces the earlier.
+    """Ratings in SQLite, one for each generation: a later one replaces the earlier, if it is of the
+    same tenant; another's changes nothing, for ids can be guessed.
 
     The file is opened at the first call, by the one thread that does all reading and writing; the
     event loop never waits for the disk. When `add` returns, the rating is on disk: it survives a

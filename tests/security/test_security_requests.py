@@ -187,6 +187,23 @@ async def test_nobody_writes_lines_of_his_own_into_the_log(
             assert json.loads(line)["event"] != "forged"
 
 
+async def test_a_key_sees_and_moves_nothing_of_another(upstream: ScriptedUpstream) -> None:
+    async with served(upstream) as app:
+        _, headers, _ = await ask(app)
+        rated = {"generation_id": headers["x-gateway-id"], "tenant": "alice"}
+        assert (await ask(app, "/feedback", rating=5, **rated))[0] == 200
+        assert (await ask(app, "/feedback", key="bob", rating=1, **rated))[0] == 200
+        store = app.gateway._ratings._store
+        assert store is not None
+        (kept,) = await store.recent()
+        assert (kept.rating, kept.tenant) == (5, "alice"), "bob has guessed the id in vain"
+        assert (await ask(app, "/feedback", key="ann", rating=4, **rated))[0] == 200
+        assert (await store.recent())[0].rating == 4, "of the same tenant"
+        for key, seen in (("alice", {"alice"}), ("bob", {"bob"}), (ADMIN, {"alice", "bob", "ann"})):
+            _, _, status = await ask(app, "/status", key=key, method="GET")
+            assert status["keys"].keys() == seen
+
+
 async def test_only_headers_bear_keys_and_only_the_admin_key_steers(
     upstream: ScriptedUpstream,
 ) -> None:
