@@ -118,7 +118,7 @@ class Serving:
         else:
             opening = asyncio.ensure_future(stream.__aenter__())
             try:
-                await asyncio.wait((opening,), timeout=self._headers_s)
+                await _done_or(opening, self._headers_s)
             except asyncio.CancelledError:
                 await _abandon(stream, opening)
                 raise
@@ -197,6 +197,24 @@ async def _events(
         raise
     finally:
         await _abandon(stream, opening)
+
+
+async def _done_or(task: asyncio.Task[Any], timeout_s: float) -> None:
+    """`asyncio.wait` for one task, without its sets and checks: a quarter of its calls."""
+    loop = task.get_loop()
+    waiter = loop.create_future()
+
+    def wake(_: object = None) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    timer = loop.call_later(timeout_s, wake)
+    task.add_done_callback(wake)
+    try:
+        await waiter
+    finally:
+        timer.cancel()
+        task.remove_done_callback(wake)
 
 
 async def _abandon(stream: Any, opening: asyncio.Task[Any] | None) -> None:
