@@ -71,9 +71,10 @@ class StateMachine:
         limit, standing = self._limit(), self.standing
         if not standing.ramping(now, self.options):
             return limit
+        # Shares of the limit, which may have shrunk since the last failure.
         share = self._ramp((now - standing.ramp_from) / self.options.ramp_s)
-        grown = standing.ramp_floor + (limit - standing.ramp_floor) * share
-        return max(1, math.ceil(grown - EPSILON))
+        share = standing.ramp_floor + (1.0 - standing.ramp_floor) * share
+        return max(1, math.ceil(limit * share - EPSILON))
 
     # -- outcomes -------------------------------------------------------------------------------
 
@@ -83,7 +84,7 @@ class StateMachine:
         self._cause = cause
         self.recent.add(now, failed=True)
         if standing.ramping(now, self.options):  # back to half, and climb from there (B6)
-            standing.ramp_floor, standing.ramp_from = self.cap(now) / 2, now
+            standing.ramp_floor, standing.ramp_from = self.cap(now) / self._limit() / 2, now
             self.calm_from = standing.calm_from(self.options)
         self.breaker.failure()
         if standing.state is Phase.CLOSED and self._share_failed(now):

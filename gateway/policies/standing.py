@@ -31,7 +31,7 @@ class Standing(msgspec.Struct, kw_only=True):
         lease_until: when the probe under way must be settled; inf without one.
         holder: the worker that probes.
         tried: when the panic rule last had a trial.
-        ramp_from, ramp_floor: when the recovery ramp began, and at how many in flight.
+        ramp_from, ramp_floor: when the recovery ramp began, and at which share of the limit.
         last_token: the latest first token of this epoch.
         overdue: when the attempts that are overdue began, by worker; only where it is shared.
         sample, sample_s: calls and failures lately, see `Sampling`, and how far that looks back.
