@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -60,6 +61,7 @@ _FRESH_S = 1.0
 _encode = msgspec.json.encode
 _decode = msgspec.json.Decoder(list[tuple[str, list[str], float]]).decode
 _counters: WeakKeyDictionary[CollectorRegistry, Labelled] = WeakKeyDictionary()
+_making = threading.Lock()
 
 
 class Metrics:
@@ -308,10 +310,11 @@ def counters_in(registry: CollectorRegistry | None) -> Labelled:
     """
     if registry is None:
         return _of_this_process()
-    of = _counters.get(registry)
-    if of is None:
-        of = _counters[registry] = _made_in(registry)
-    return of
+    with _making:  # two scrapes come in two threads
+        of = _counters.get(registry)
+        if of is None:
+            of = _counters[registry] = _made_in(registry)
+        return of
 
 
 def _made_in(registry: CollectorRegistry) -> Labelled:

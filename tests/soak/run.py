@@ -64,7 +64,7 @@ class Found:
         episodes: the weather.
         reloads: configurations put in force and refused, as the server's log tells.
         still: what was under way at the end, after the quiet; all zero.
-        tracebacks: in the server's log.
+        tracebacks: in the server's log, and requests that failed by a fault of ours.
         exit_code: of the server, stopped as an operator does.
         load: the machine's load average before and after.
         waited: share of the time in which the server was ready to run and had no processor.
@@ -138,7 +138,9 @@ async def soak(plan: Plan, folder: Path, say: Callable[[str], None] = lambda _: 
         async def sampling() -> None:
             samples.append(await service.sample(clock() - start))
             if len(samples) % round(60 / plan.every_s) == 0:
-                say(f"{samples[-1]}, {traffic.asked} asked, {dict(traffic.ends)}")
+                say(
+                    f"{samples[-1]}, {traffic.asked} asked, {dict(traffic.ends)} {traffic.lost[:3]}"
+                )
 
         async def reloading() -> None:
             service.reload(broken=dice.randrange(_BROKEN) == 0)
@@ -171,7 +173,7 @@ async def soak(plan: Plan, folder: Path, say: Callable[[str], None] = lambda _: 
             episodes=sorted((e for sky in skies for e in sky.episodes), key=lambda e: e.at_s),
             reloads=_reloads(logged),
             still=still,
-            tracebacks=logged.count("Traceback"),
+            tracebacks=logged.count("Traceback") + logged.count('"internal_error"'),
             exit_code=code,
             load=(load, os.getloadavg()[0]),
             waited=waited,

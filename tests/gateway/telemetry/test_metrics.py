@@ -339,6 +339,29 @@ for make in Metrics, OperationsMetricsCollector:
     assert result.stdout.count("pip install 'downshift-gateway[server]'") == 2
 
 
+def test_the_first_scrapes_may_come_at_once() -> None:
+    """A server renders each in a thread of its own."""
+    code = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
+import prometheus_client.multiprocess
+from gateway.telemetry import metrics
+make, both = metrics._made_in, threading.Barrier(2)
+def made_in(registry):
+    try:
+        both.wait(0.3)  # for another who is here, too
+    except threading.BrokenBarrierError:
+        pass
+    return make(registry)
+metrics._made_in = made_in
+page = metrics.Metrics()
+with ThreadPoolExecutor(2) as threads:
+    for one in threads.map(lambda _: page.render(), "ab"):
+        assert b"gateway_requests_total" in one
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 # -- several workers ------------------------------------------------------------------------------
 
 WORKER = """
