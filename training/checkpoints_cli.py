@@ -32,7 +32,7 @@ _HEAD = ("step", "health", "pinned", "size", "age", "loss", "reward", "file", ""
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
-@checkpoints.command("ls")
+@checkpoints.command("ls", short_help="List them, oldest first.")
 def list_(folder: Folder, as_json: AsJson = False) -> None:
     """List a folder's checkpoints, oldest first. Reads manifests only; a run may be writing."""
     found, broken, left = _survey(folder)
@@ -62,7 +62,7 @@ def list_(folder: Folder, as_json: AsJson = False) -> None:
     raise typer.Exit(1 if broken else 0)
 
 
-@checkpoints.command()
+@checkpoints.command(short_help="Hold each against its SHA-256.")
 def verify(folder: Folder, as_json: AsJson = False) -> None:
     """Read every checkpoint and hold it against size and SHA-256 of its manifest."""
     from training.checkpoints import files  # noqa: PLC0415
@@ -87,7 +87,7 @@ def verify(folder: Folder, as_json: AsJson = False) -> None:
     raise typer.Exit(1 if bad else 0)
 
 
-@checkpoints.command()
+@checkpoints.command(short_help="Show what is inside one.")
 def show(folder: Folder, which: Which = "healthy", as_json: AsJson = False) -> None:
     """Show one checkpoint: its manifest, and the shape of what is inside."""
     manifest = _find(folder, which)
@@ -108,7 +108,7 @@ def show(folder: Folder, which: Which = "healthy", as_json: AsJson = False) -> N
         typer.echo(f"  {place}  {shape}")
 
 
-@checkpoints.command()
+@checkpoints.command(short_help="Keep one whatever comes.")
 def pin(
     folder: Folder,
     which: Which = "healthy",
@@ -121,7 +121,7 @@ def pin(
     typer.echo(f"{manifest.name} is {'no longer pinned' if off else 'pinned'}")
 
 
-@checkpoints.command()
+@checkpoints.command(short_help="Delete old ones, never the good ones.")
 def prune(
     folder: Folder,
     keep: Annotated[int, typer.Option(min=2, help="How many to keep, pinned ones included.")] = 5,
@@ -136,7 +136,7 @@ def prune(
     typer.echo(f"{len(deleted)} files deleted, {left} checkpoints kept")
 
 
-@checkpoints.command()
+@checkpoints.command(short_help="Write one's model as a plain file.")
 def restore(
     folder: Folder,
     which: Which = "healthy",

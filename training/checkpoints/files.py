@@ -95,6 +95,8 @@ def load(path: Path) -> dict[str, Any]:
         CheckpointForeign: it is whole and not a checkpoint of ours.
         CheckpointError: it is not there, or cannot be read just now.
     """
+    if path.is_dir() and not is_ours(path.name):
+        raise CheckpointError("it is a folder; name one of the files in it", path=str(path))
     if path.is_dir():
         raise CheckpointForeign(
             "it is sharded: `DistributedOperations` resumes it, and `python -m training "

@@ -93,7 +93,10 @@ def read_manifest(path: Path) -> Manifest:
     try:
         text = beside(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise CheckpointError("no manifest: it was never committed", path=str(path)) from None
+        raise CheckpointError(
+            f"no {beside(path).name} beside it: never committed, or no checkpoint of ours",
+            path=str(path),
+        ) from None
     except (OSError, ValueError) as error:
         raise CheckpointCorrupt(f"its manifest is unreadable: {error}", path=str(path)) from None
     try:

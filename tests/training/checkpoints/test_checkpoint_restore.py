@@ -10,8 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from training import CheckpointConfig, OperationsManager  # noqa: E402
-from training.checkpoints import restore  # noqa: E402
-from training.errors import CheckpointForeign  # noqa: E402
+from training.checkpoints import files, restore  # noqa: E402
+from training.errors import CheckpointError, CheckpointForeign  # noqa: E402
 
 EVERY_STEP = CheckpointConfig(save_interval_steps=1, async_save=False)
 
@@ -157,3 +157,11 @@ def test_a_skipped_save_is_an_event_even_where_failures_raise(
             ops.store._staging.give_back(slot)
     assert result["checkpoint_path"] is None
     assert any("still being written" in event for event in result["events"])
+
+
+def test_a_folder_and_a_plain_file_are_told_apart_from_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="it is a folder; name one of the files in it"):
+        files.load(tmp_path)
+    torch.save({"w": torch.ones(2)}, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"no model\.json beside it: never committed, or no"):
+        files.load(tmp_path / "model.pt")
