@@ -43,7 +43,7 @@ faults-peers: $(VENV)/test.stamp  ## the same beside LiteLLM and Portkey; see te
 	$(BIN)/python -m tests.benchmarks.faults
 
 simulation: $(VENV)/test.stamp  ## a thousand simulated worlds; see tests/simulation/README.md
-	$(BIN)/python -m tests.simulation --processes 2 --write
+	$(BIN)/python -m tests.simulation --processes 2 --compared 700 --write
 
 clean:  ## remove the environment
 	rm -rf $(VENV)

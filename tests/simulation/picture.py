@@ -118,6 +118,6 @@ def _recoveries(panel: Axes, tallies: Mapping[str, Tally]) -> None:
     panel.set_xticks([1, 5, 10, 60, 300], ["1", "5", "10", "60", "300"])
     panel.minorticks_off()
     panel.set_ylim(0, 102)
-    panel.set_xlabel("seconds after the outage (log); colours as in the bars")
+    panel.set_xlabel("seconds after it ended (log); colours as in the bars", fontsize=8)
     panel.set_title("outages whose mode answers for itself again, %", loc="left", fontsize=9.5)
     panel.grid(True, color=_GRID, lw=0.6)

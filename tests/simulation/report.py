@@ -144,7 +144,7 @@ def summary(run: Run) -> str:
     broken = [line for world in run.worlds for line in world.broken]
     lines = [
         f"{len(run.worlds):,} schedules, {requests:,} requests, {hours:,.0f} simulated hours;"
-        f" {len(EVERYTHING) + 2} invariants, asked {checks:,} times:"
+        f" {len({rule.name for rule in EVERYTHING}) + 2} invariants, asked {checks:,} times:"
         f" {f'{len(broken)} broken' if broken else 'none was broken'}."
     ]
     lines += [
