@@ -344,7 +344,7 @@ def test_the_first_scrapes_may_come_at_once() -> None:
     code = """
 import threading
 from gateway.telemetry import metrics
-page, make = metrics.Metrics(), metrics._made_in
+page, make = metrics.Metrics(at_once=False), metrics._made_in
 other = threading.Thread(target=page.render)
 def made_in(registry):
     metrics._made_in = make
