@@ -67,7 +67,7 @@ class ModeOptions:
     name: str
     targets: tuple[TargetOptions, ...] = ()
     deadline_s: float = 180.0
-    first_token_s: float = 15.0
+    first_token_s: float = 12.0
     stall_s: float = 20.0
     thinking: bool | None = None
     max_in_flight: int = 512

@@ -44,7 +44,7 @@ def _mode(name: str, client: object, model: str) -> ModeOptions:
         name=name,
         targets=(TargetOptions(kind="callable", model=model, options={"client": client}),),
         deadline_s=natural.get("deadline_s", 180.0),
-        first_token_s=natural.get("first_token_s", 15.0),
+        first_token_s=natural.get("first_token_s", 12.0),
         thinking=natural.get("thinking"),
         sampling=natural.get("sampling", {}),
     )

@@ -26,7 +26,7 @@ _FAST: dict[str, Any] = {
 }
 _BALANCED: dict[str, Any] = {
     "thinking": False,
-    "first_token_s": 15.0,
+    "first_token_s": 12.0,
     "deadline_s": 120.0,
     "sampling": {
         "temperature": 0.7,
@@ -38,7 +38,7 @@ _BALANCED: dict[str, Any] = {
 }
 _CREATIVE: dict[str, Any] = {
     "thinking": False,
-    "first_token_s": 15.0,
+    "first_token_s": 12.0,
     "deadline_s": 180.0,
     "sampling": {
         "temperature": 1.0,

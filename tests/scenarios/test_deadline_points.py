@@ -216,7 +216,7 @@ def test_a_role_chunk_is_no_first_token() -> None:
         world.plan("creative", Stall(0.0, FOREVER, after_chunks=0))
         answer = await world.ask()
         assert answer.mode == "balanced"
-        assert world.attempts()[0].duration_s == pytest.approx(15.0, abs=0.1)
+        assert world.attempts()[0].duration_s == pytest.approx(12.0, abs=0.1)
 
     play(scenario)
 

@@ -190,7 +190,7 @@ def test_a_configuration_that_makes_things_worse_is_taken_back() -> None:
         assert all(isinstance(end, Generation) for end in ends)
         assert reloads(world) == ["applied", "rolled_back"]
         assert world.gateway.status()["config"]["last_reload"] == "rolled_back"
-        assert world.pipeline.config.modes[0].first_token_s == 15.0
+        assert world.pipeline.config.modes[0].first_token_s == 12.0
         world.watch_upstreams()
         # Its circuit was opened by the bad one, and heals as any other.
         world.gateway.force("creative", "closed")
