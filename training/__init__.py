@@ -22,6 +22,7 @@ from training.errors import (
     FeedbackRejected,
     FolderBusy,
     SaveFailed,
+    SaveSkipped,
     TrainingError,
 )
 from training.normalizers import ReturnScale, WindowScale, WindowZ
@@ -51,6 +52,7 @@ __all__ = [
     "RetuningConfig",
     "ReturnScale",
     "SaveFailed",
+    "SaveSkipped",
     "Suggestions",
     "TrainingError",
     "Trial",

@@ -7,76 +7,41 @@ near zero. The floor is a few robust deviations of the recent past, so that nois
 literal rule fires on 12 % of healthy PPO updates, and a run that rolls back that often never gets
 through 500 steps.
 
-What is reported need not be acted upon. To act, a value must lie far outside of everything seen
-lately; or the reward must stay down for a few updates; or half of what was learned must be gone.
+What is reported need not be acted upon. A run that never moved is judged by these rules to the
+digit. In any other, what acts must last for a few updates: one odd value does no harm that the next
+rewards would not show, and going back for it costs more. What is not finite acts at once.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from training.config import AnomalyConfig, CheckpointConfig
-from training.tracks import Track, as_float
+from training.findings import Anomaly, Patience
+from training.learned import Progress
+from training.signals import Signals
+from training.tracks import Level, Track, as_float
 
-# To act at once, a change must stand out this many times more than to be reported, and this many
-# times further than everything seen lately is apart. Losses have heavier tails, and a spike that
-# passes needs no rollback; if it does harm, the reward tells.
+__all__ = ["Anomaly", "AnomalyDetector"]
+
+# To act, a change must stand out this many times more than to be reported, and this many times
+# further than everything seen lately is apart. Losses have heavier tails.
 _SURE, _LOSS_RANGES, _REWARD_RANGES = 3.0, 10.0, 3.0
 # A level is known after this many times `guard_after` values: neighbours resemble each other.
 _LEVEL_AFTER = 3
-# Progress is judged by the median of the last few rewards against a slow mean of these medians.
-_MEDIAN_OF, _SLOW = 5, 20
-# The standard deviation of a normal value by its mean distance from the median of the last five.
-_TO_SIGMA = 1.5
-_KL_FACTOR = 1.5
-# Two updates in a row that moved the policy this far, and this many times further than any lately,
-# did not learn: a learning rate out of hand shows here long before rewards tell.
-_KL_LEAST, _KL_TIMES, _KL_PATIENCE = 0.05, 10.0, 2
-_EV_FLOOR, _EV_PATIENCE = -1.0, 10
-_ENTROPY_SHARE, _ENTROPY_PATIENCE = 0.1, 20
-_GRAD_DEVIATIONS = 6.0
+# A reward that rises by this many times all that was ever seen is not believed, unless it stays for
+# this long: one of 1e12 stays in a mean of a hundred episodes for a hundred episodes, and then
+# seems to fall.
+_BELIEVED, _BELIEVED_AFTER = 1e3, 1_000
+# After a rollback a mean of the last hundred episodes tells of the broken policy for this long.
+_SETTLING = 100
 # Undefined now and then in healthy runs, by custom: the variance explained of returns that are all
 # equal, a target that is not set.
 _MAY_BE_UNDEFINED = frozenset({"explained_variance", "target_kl"})
-
-
-@dataclass(frozen=True, slots=True)
-class Anomaly:
-    """Something is wrong with this step.
-
-    Attributes:
-        kind: `non_finite`, `loss_spike`, `reward_drop`, `progress_lost`, `kl`, `entropy`,
-            `grad_norm` or `explained_variance`.
-        metric: its name in the caller's metrics.
-        step: when.
-        value: what it was.
-        reference: what it was held against.
-        acts: whether it is sure enough to roll back for.
-    """
-
-    kind: str
-    metric: str
-    step: int
-    value: float
-    reference: float
-    acts: bool
-
-    def __str__(self) -> str:
-        told = {
-            "non_finite": "is not finite",
-            "loss_spike": f"jumped from {self.reference:.4g}",
-            "reward_drop": f"fell from {self.reference:.4g}",
-            "progress_lost": f"lost half of what was learned, from {self.reference:.4g}",
-            "kl": f"stays above {self.reference:.4g}",
-            "entropy": f"collapsed from {self.reference:.4g}",
-            "grad_norm": f"stands out from {self.reference:.4g}",
-            "explained_variance": f"stays below {self.reference:.4g}",
-        }[self.kind]
-        return f"step {self.step}: {self.metric} {self.value:.4g} {told}"
+# What is waited for before it acts.
+_ACTING = frozenset({"loss_beyond", "reward_beyond", "low", "progress", "thrown_off", "collapsed"})
 
 
 class AnomalyDetector:
@@ -93,10 +58,26 @@ class AnomalyDetector:
     ) -> None:
         self._anomaly = anomaly
         self._checkpoint = checkpoint
-        self._tracks: dict[str, Track] = {}
+        self._patience = Patience()
+        self._signals = Signals(self._patience)
+        self._loss: Track | None = None
+        self._reward: Level | None = None
         self._progress = Progress()
-        self._counts: dict[str, int] = {}
-        self._first_entropy = math.nan
+        self._settling = 0
+
+    @property
+    def calm(self) -> bool:
+        """Whether nothing is under way that may come to act."""
+        return _ACTING.isdisjoint(self._patience.counts)
+
+    @property
+    def level(self) -> float:
+        """Where the rewards are, to ask `holds` for later."""
+        return self._progress.now
+
+    def holds(self, level: float) -> bool:
+        """Whether what had been learned at an earlier `level` is still there."""
+        return self._progress.holds(level)
 
     def observe(self, step: int, metrics: Mapping[str, Any]) -> list[Anomaly]:
         """Judge one step; those that act come before those that warn.
@@ -115,94 +96,135 @@ class AnomalyDetector:
                 acts = name not in _MAY_BE_UNDEFINED
                 found.append(Anomaly("non_finite", name, step, number, math.nan, acts))
         options = self._anomaly()
-        loss, reward = numbers.get("loss"), numbers.get("reward")
-        if loss is not None:
-            ratio = self._checkpoint().loss_spike_threshold
-            self._jump(found, options, "loss", step, loss, ratio)
+        reward, loss = numbers.get("reward"), numbers.get("loss")
         if reward is not None:
-            ratio = self._checkpoint().reward_drop_threshold
-            self._fall(found, options, step, reward, ratio)
+            self._of_reward(found, options, step, reward)
+        if loss is not None:
+            self._of_loss(found, options, step, loss, reward)
         if len(numbers) > 2:
-            self._warnings(found, options, step, numbers)
+            self._signals.look(found, options, step, numbers)
         if len(found) > 1:
             found.sort(key=lambda anomaly: not anomaly.acts)
         return found
 
     def forget(self) -> None:
         """The run went back to an earlier state: the last step says nothing of the next one."""
-        for track in self._tracks.values():
-            track.forget()
-        self._counts.clear()
+        for track in (self._loss, self._reward):
+            if track is not None:
+                track.forget()
+        self._signals.forget()
+        self._patience.counts.clear()
         self._progress.forget()
+        self._settling = _SETTLING
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, in JSON types; NaN is None."""
-        first = self._first_entropy
+        """Everything, in JSON types."""
+        tracks = {"loss": self._loss, "reward": self._reward}
         return {
-            "tracks": {name: track.state_dict() for name, track in self._tracks.items()},
+            "tracks": {name: track.state_dict() for name, track in tracks.items() if track},
+            "signals": self._signals.state_dict(),
             "progress": self._progress.state_dict(),
-            "first_entropy": None if math.isnan(first) else first,
-            "counts": dict(self._counts),
+            "patience": self._patience.state_dict(),
+            "settling": self._settling,
         }
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Continue where `state` was taken."""
-        tracks = {}
-        for name, kept in state["tracks"].items():
-            tracks[name] = Track(int(kept["window"]["size"]))
-            tracks[name].load_state_dict(kept)
+        loss, reward = state["tracks"].get("loss"), state["tracks"].get("reward")
+        self._loss = self._reward = None
+        if loss is not None:
+            self._loss = Track(int(loss["size"]))
+            self._loss.load_state_dict(loss)
+        if reward is not None:
+            self._reward = Level(int(reward["size"]))
+            self._reward.load_state_dict(reward)
+        self._signals.load_state_dict(state["signals"])
         self._progress.load_state_dict(state["progress"])
-        self._tracks = tracks
-        first = state["first_entropy"]
-        self._first_entropy = math.nan if first is None else float(first)
-        self._counts = {name: int(count) for name, count in state["counts"].items()}
+        self._patience.load_state_dict(state["patience"])
+        self._settling = int(state["settling"])
 
     # -- inside ---------------------------------------------------------------------------------
 
-    def _jump(
+    def _of_loss(
         self,
         found: list[Anomaly],
         options: AnomalyConfig,
-        metric: str,
         step: int,
-        value: float,
-        ratio: float,
-    ) -> bool:
-        """The owner's rule for a loss, made safe for signs, zeros and noise: whether it acts.
-
-        A reward is a loss with the sign reversed.
-        """
-        track = self._track(metric, options)
+        loss: float,
+        reward: float | None,
+    ) -> None:
+        """A spike that lasts acts, unless the rewards say that all is well."""
+        track = self._loss
+        if track is None:
+            track = self._loss = Track(options.window)
+        elif track.size != options.window:
+            track = self._loss = track.resized(options.window)
         previous = track.previous
-        down = metric == "reward"
-        if previous is not None:
-            if down:
-                worse, share = previous - value, 1.0 - ratio
-                literal = value <= ratio * previous
-            else:
-                worse, share = value - previous, ratio - 1.0
-                literal = value >= ratio * previous
-            if previous <= 0.0:  # the owner's product says nothing here
-                literal = worse >= -share * previous
-            if literal and worse > 0.0:
-                kind = "reward_drop" if down else "loss_spike"
-                if options.profile == "spec":
-                    found.append(Anomaly(kind, metric, step, value, previous, acts=True))
-                    return True
-                track.refresh()
-                noise = track.deviation if track.seen >= options.guard_after else 0.0
-                if worse >= share * options.guard * noise:
-                    far = track.median - value if down else value - track.median
-                    ranges = _REWARD_RANGES if down else _LOSS_RANGES
-                    acts = far > track.reach(options, _SURE, ranges)
-                    found.append(Anomaly(kind, metric, step, value, previous, acts))
-                    early = track.seen < options.guard_after
-                    track.refuse(value, options.guard * noise, acts=acts and not early)
-                    return acts
-        track.admit(value)
-        return False
+        if previous is None:
+            track.admit(loss)
+            return
+        ratio, worse = self._checkpoint().loss_spike_threshold, loss - previous
+        # The owner's product; below zero it says nothing, and the change is held against the size.
+        spike = loss >= ratio * previous if previous > 0.0 else worse >= (1.0 - ratio) * previous
+        if not (spike and worse > 0.0):
+            track.admit(loss)
+            self._patience.counts.pop("loss_beyond", None)
+            return
+        if options.profile == "spec":
+            found.append(Anomaly("loss_spike", "loss", step, loss, previous, acts=True))
+            return
+        track.refresh()
+        noise = options.guard * track.deviation if track.seen >= options.guard_after else 0.0
+        if worse < (ratio - 1.0) * noise:
+            track.admit(loss)
+            self._patience.counts.pop("loss_beyond", None)
+            return
+        well = reward is not None and self._reward is not None and reward >= self._reward.short
+        reach = track.reach(options, _SURE, _LOSS_RANGES)
+        acts = self._sure("loss_beyond", loss - track.median, reach, options, well=well)
+        self._flag(found, track, Anomaly("loss_spike", "loss", step, loss, previous, acts), options)
 
-    def _fall(
+    def _of_reward(
+        self, found: list[Anomaly], options: AnomalyConfig, step: int, reward: float
+    ) -> None:
+        """One that falls far, one that stays down, one that slides; a rise is none, however odd."""
+        track = self._reward
+        if track is None:
+            track = self._reward = Level(options.window)
+        elif track.size != options.window:
+            track = self._reward = track.resized(options.window)
+        previous = track.previous
+        if previous is None:
+            track.admit(reward)
+            self._progress.lost(reward, track, options)
+            return
+        if reward > track.high and self._unbelievable(track, options, reward):
+            found.append(Anomaly("outlier", "reward", step, reward, track.high, acts=False))
+            return
+        ratio, worse = self._checkpoint().reward_drop_threshold, previous - reward
+        drop = reward <= ratio * previous if previous > 0.0 else worse >= (ratio - 1.0) * previous
+        acts = False
+        if not (drop and worse > 0.0):
+            track.admit(reward)
+            self._patience.counts.pop("reward_beyond", None)
+        elif options.profile == "spec":
+            found.append(Anomaly("reward_drop", "reward", step, reward, previous, acts=True))
+        else:
+            track.refresh()
+            noise = options.guard * track.deviation if track.seen >= options.guard_after else 0.0
+            if worse < (1.0 - ratio) * noise:
+                track.admit(reward)
+                self._patience.counts.pop("reward_beyond", None)
+            else:
+                reach = track.reach(options, _SURE, _REWARD_RANGES)
+                far, well = track.median - reward, self._settling > 0
+                acts = self._sure("reward_beyond", far, reach, options, well=well)
+                what = Anomaly("reward_drop", "reward", step, reward, previous, acts)
+                self._flag(found, track, what, options)
+        if not acts and options.profile != "spec":
+            self._fallen(found, options, step, reward, ratio)
+
+    def _fallen(
         self,
         found: list[Anomaly],
         options: AnomalyConfig,
@@ -210,156 +232,56 @@ class AnomalyDetector:
         reward: float,
         ratio: float,
     ) -> None:
-        """The rule for rewards: one that falls far, one that stays down, one that slides."""
-        track = self._track("reward", options)
-        acts = self._jump(found, options, "reward", step, reward, ratio)
-        if acts or options.profile == "spec":
-            return
-        low = track.seen >= _LEVEL_AFTER * options.guard_after and reward < track.median
-        if low:
-            below = track.median - reward
-            low = below >= options.guard * track.deviation
-            low = low and below >= (1.0 - ratio) * abs(track.median)
-        if self._patience("low", holds=low, patience=options.patience):
-            found.append(Anomaly("reward_drop", "reward", step, reward, track.median, acts=True))
-            return
-        high = self._progress.lost(reward, track.deviation, options)
-        if self._patience("progress", holds=high is not None, patience=options.patience):
-            now = self._progress.now
-            found.append(Anomaly("progress_lost", "reward", step, now, high or now, acts=True))
-
-    def _warnings(
-        self,
-        found: list[Anomaly],
-        options: AnomalyConfig,
-        step: int,
-        numbers: Mapping[str, float],
-    ) -> None:
-        """What deserves a look; of these only a policy thrown far off is worth a rollback."""
-
-        def warn(kind: str, metric: str, reference: float) -> None:
-            found.append(Anomaly(kind, metric, step, numbers[metric], reference, acts=False))
-
-        kl = numbers.get("approx_kl")
-        if kl is not None:
-            most = _KL_FACTOR * numbers.get("target_kl", math.inf)
-            if self._patience("kl", holds=kl > most, patience=options.patience):
-                warn("kl", "approx_kl", most)
-            self._thrown_off(found, options, step, kl)
-        entropy = numbers.get("entropy")
-        if entropy is not None:
-            first = self._first_entropy
-            if math.isnan(first):
-                first = self._first_entropy = entropy
-            low = first > 0.0 and entropy < _ENTROPY_SHARE * first
-            if self._patience("entropy", holds=low, patience=_ENTROPY_PATIENCE):
-                warn("entropy", "entropy", first)
-        grad = numbers.get("grad_norm")
-        if grad is not None:
-            track = self._track("grad_norm", options)
-            most = track.median + _GRAD_DEVIATIONS * track.deviation
-            if grad > most > 0.0 and track.seen >= options.guard_after:
-                warn("grad_norm", "grad_norm", track.median)
-                track.refuse(grad, 0.0)
-            else:
-                track.admit(grad)
-        variance = numbers.get("explained_variance")
-        if variance is not None:
-            low = variance < _EV_FLOOR
-            if self._patience("explained_variance", holds=low, patience=_EV_PATIENCE):
-                warn("explained_variance", "explained_variance", _EV_FLOOR)
-
-    def _thrown_off(
-        self, found: list[Anomaly], options: AnomalyConfig, step: int, kl: float
-    ) -> None:
-        track = self._track("approx_kl", options)
-        known = track.seen >= options.guard_after and options.profile != "spec"
-        far = known and kl > max(_KL_LEAST, _KL_TIMES * track.high)
-        if far:
-            track.refuse(kl, 0.0)
-        else:
-            track.admit(kl)
-        if self._patience("thrown_off", holds=far, patience=_KL_PATIENCE):
-            found.append(Anomaly("kl", "approx_kl", step, kl, _KL_TIMES * track.high, acts=True))
-
-    def _patience(self, name: str, *, holds: bool, patience: int) -> bool:
-        if not holds:
-            if name in self._counts:
-                del self._counts[name]
-            return False
-        count = self._counts[name] = self._counts.get(name, 0) + 1
-        return count >= patience
-
-    def _track(self, metric: str, options: AnomalyConfig) -> Track:
-        track = self._tracks.get(metric)
+        """Rewards that are far below where they were a moment ago, or have lost what was won."""
+        track, holds = self._reward, self._patience.holds
         if track is None:
-            track = self._tracks[metric] = Track(options.window)
-        elif track.size != options.window:
-            track = self._tracks[metric] = track.resized(options.window)
-        return track
+            return
+        high = self._progress.lost(reward, track, options)
+        low = False
+        top = track.short if track.short > track.median else track.median
+        if track.seen >= _LEVEL_AFTER * options.guard_after and (
+            top - reward >= (1.0 - ratio) * abs(top)
+        ):
+            low = _far_below(reward, track.short, track.jitter, ratio, options) or _far_below(
+                reward, track.median, track.deviation, ratio, options
+            )
+        if self._settling:
+            self._settling = self._settling - 1 if low or high is not None else 0
+            return
+        if not low and high is None and not self._patience.counts:
+            return
+        if holds("low", low) >= options.patience:
+            found.append(Anomaly("reward_drop", "reward", step, reward, track.short, acts=True))
+        elif holds("progress", high is not None) >= options.patience and high is not None:
+            now = self._progress.now
+            found.append(Anomaly("progress_lost", "reward", step, now, high, acts=True))
+
+    def _sure(
+        self, name: str, far: float, reach: float, options: AnomalyConfig, *, well: bool = False
+    ) -> bool:
+        """Whether a flagged value acts: beyond doubt for long enough, or the first move ever."""
+        lasting = self._patience.holds(name, far > reach) >= options.patience
+        return far > reach and (reach == 0.0 or (lasting and not well))
+
+    def _flag(
+        self, found: list[Anomaly], track: Track, anomaly: Anomaly, options: AnomalyConfig
+    ) -> None:
+        found.append(anomaly)
+        early = track.seen < options.guard_after
+        noise = 0.0 if early else options.guard * track.deviation
+        track.refuse(anomaly.value, noise, acts=anomaly.acts and not early)
+
+    def _unbelievable(self, track: Level, options: AnomalyConfig, reward: float) -> bool:
+        if track.seen < options.guard_after or options.profile == "spec":
+            return False
+        track.refresh()
+        apart = max(track.high - track.low, abs(track.median))
+        odd = reward - track.high > _BELIEVED * apart > 0.0
+        return 0 < self._patience.holds("unbelievable", odd) <= _BELIEVED_AFTER
 
 
-class Progress:
-    """How much was learned, and how much of it is left; scale and sign do not matter.
-
-    Attributes:
-        now: the median of the last five rewards: one odd value does not move it.
-    """
-
-    __slots__ = ("_base", "_count", "_high", "_noise", "_recent", "_slow", "now")
-
-    def __init__(self) -> None:
-        self._recent: deque[float] = deque(maxlen=_MEDIAN_OF)
-        self._base = self._high = math.nan
-        self._count = 0
-        self._slow = self._noise = self.now = 0.0
-
-    def lost(self, reward: float, deviation: float, options: AnomalyConfig) -> float | None:
-        """The level that was reached, if too much of it is gone; None if not."""
-        recent = self._recent
-        recent.append(reward)
-        if len(recent) < _MEDIAN_OF:
-            return None
-        now = self.now = sorted(recent)[_MEDIAN_OF // 2]
-        self._count = count = self._count + 1
-        share = 1.0 / min(count, _SLOW)
-        slow, noise = self._slow, self._noise
-        away = abs(reward - now)
-        if count >= _SLOW:  # an outlier is no noise, unless the level goes with it
-            away = min(away, max(_GRAD_DEVIATIONS * noise, abs(now - slow)))
-        self._noise = noise + (away - noise) * share
-        slow = self._slow = slow + (now - slow) * share
-        if count < _SLOW:
-            return None
-        if math.isnan(self._base):
-            self._base = self._high = slow
-        self._high = max(self._high, slow)
-        learned = self._high - self._base
-        if now > self._high - options.progress_lost * learned or learned <= 0.0:
-            return None
-        noise = max(_TO_SIGMA * self._noise, deviation)
-        return self._high if learned > options.guard * noise else None
-
-    def forget(self) -> None:
-        """The run went back; what was learned until then stays known."""
-        self._recent.clear()
-        self.now = self._slow
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything, in JSON types; NaN is None."""
-        marks = [None if math.isnan(mark) else mark for mark in (self._base, self._high)]
-        return {
-            "recent": list(self._recent),
-            "marks": marks,
-            "means": [self._slow, self._noise, self.now],
-            "count": self._count,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        """Continue where `state` was taken."""
-        self._base, self._high = (
-            math.nan if mark is None else float(mark) for mark in state["marks"]
-        )
-        self._slow, self._noise, self.now = map(float, state["means"])
-        self._recent = deque(map(float, state["recent"]), _MEDIAN_OF)
-        self._count = int(state["count"])
+def _far_below(
+    value: float, level: float, deviation: float, ratio: float, options: AnomalyConfig
+) -> bool:
+    """Whether it fell by the owner's share of a level, and by no mere noise."""
+    return level - value >= max((1.0 - ratio) * abs(level), options.guard * deviation) > 0.0

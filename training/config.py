@@ -42,6 +42,9 @@ class LearningScheduleConfig(_Checked):
         entropy_decay_type: `cosine`, `linear`, `exponential` or `constant`.
         entropy_decay_steps: steps from start to end.
         reward_norm_window: how many recent rewards are normal.
+        reward_normalizer: what makes `normalized_reward`: `window_z`, which is for watching;
+            `window_scale` or `return_scale`, which leave the zero where it is. See
+            `training.normalizers`.
     """
 
     entropy_coef_start: float = 0.01
@@ -49,6 +52,7 @@ class LearningScheduleConfig(_Checked):
     entropy_decay_type: str = "cosine"
     entropy_decay_steps: int = 10_000
     reward_norm_window: int = 1_000
+    reward_normalizer: str = "window_z"
 
     def entropy_coef(self, step: int) -> float:
         """The coefficient at a step."""
@@ -101,6 +105,8 @@ class AnomalyConfig(_Checked):
         window: recent values that say what is normal.
         patience: updates in a row before a slow drop counts.
         progress_lost: share of the learned progress whose loss is a collapse.
+        probation_steps: a checkpoint is healthy once this many further steps were well; fewer if
+            it would be deleted before.
         cooldown_steps: after a rollback nothing is rolled back for this long.
         max_rollbacks: most rollbacks within `rollback_window_steps`; then the run halts.
         rollback_window_steps: see `max_rollbacks`.
@@ -114,6 +120,7 @@ class AnomalyConfig(_Checked):
     window: int = 100
     patience: int = 3
     progress_lost: float = 0.5
+    probation_steps: int = 10
     cooldown_steps: int = 100
     max_rollbacks: int = 3
     rollback_window_steps: int = 10_000
@@ -204,6 +211,7 @@ _CHECKS: dict[str, Any] = {
     "entropy_decay_type": _one_of("cosine", "linear", "exponential", "constant"),
     "entropy_decay_steps": _whole,
     "reward_norm_window": _whole,
+    "reward_normalizer": _one_of("window_z", "window_scale", "return_scale"),
     "save_interval_steps": _whole,
     "max_checkpoints": _number(2, whole=True),
     "loss_spike_threshold": _number(1.0),
@@ -219,6 +227,7 @@ _CHECKS: dict[str, Any] = {
     "window": _number(2, whole=True),
     "patience": _whole,
     "progress_lost": _share,
+    "probation_steps": _number(0, whole=True),
     "cooldown_steps": _number(0, whole=True),
     "max_rollbacks": _whole,
     "rollback_window_steps": _whole,

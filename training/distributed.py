@@ -34,7 +34,7 @@ from training.recovery import RecoveryPolicy
 from training.sharded import Peers, ShardedStore
 
 # In the order of their weight: the largest number any rank reports is what all act upon.
-_KINDS = ("", "progress_lost", "reward_drop", "loss_spike", "non_finite")
+_KINDS = ("", "progress_lost", "reward_drop", "loss_spike", "entropy", "kl", "non_finite")
 _SEED_STEP = 1_000_003
 
 

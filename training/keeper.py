@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.attached import Attached
 from training.config import CheckpointConfig
+from training.errors import CheckpointError
 from training.recovery import Decision
 from training.tracks import as_float
 
@@ -100,9 +102,17 @@ class Keeper:
         return self._store.failures()
 
     def save(
-        self, step: int, numbers: Mapping[str, Any], model_state: ModelState | None
+        self,
+        step: int,
+        numbers: Mapping[str, Any],
+        model_state: ModelState | None,
+        *,
+        healthy: bool = False,
     ) -> str | None:
         """Stage a checkpoint; its path, or None if there is nothing to save.
+
+        Args:
+            healthy: whether it need not prove itself first.
 
         Raises:
             SaveFailed, FolderBusy: see `CheckpointStore.save`.
@@ -118,15 +128,18 @@ class Keeper:
         store.when_busy = config.when_busy
         store.costs.pause()
         plain = _plain(numbers)
-        return store.save(step, payload, metrics=plain, score=plain.get("reward_mean"))
+        score = plain.get("reward_mean")
+        return store.save(step, payload, metrics=plain, score=score, healthy=healthy)
 
     def go_back(self, decision: Decision) -> Return | None:
-        """Carry out a decision to restore; None if there is no healthy checkpoint yet.
+        """Carry out a decision to restore; None if nothing is left to return to.
+
+        The last healthy checkpoint; if none has proved itself, the newest that has not.
 
         Raises:
-            CheckpointForeign: the last healthy one is of another run; nothing has changed.
+            CheckpointForeign: that one is of another run; nothing has changed.
         """
-        loaded = self.store.last_healthy()
+        loaded = self.store.last_healthy() or self._candidate()
         if loaded is None:
             return None
         restored = self.attached.restore(loaded.payload, loaded.path, rng=False)
@@ -135,7 +148,8 @@ class Keeper:
         self.store.attempt += 1
         self.store.costs.pause()
         self.lr_scale *= decision.lr_factor
-        self._avoid_a_replay(float(loaded.payload.get("ops", {}).get("lr_scale", 1.0)))
+        kept = loaded.payload.get("ops", {}).get("keeper", {})
+        self._avoid_a_replay(float(kept.get("lr_scale", 1.0)))
         return Return(loaded.path, loaded.manifest.step, restored, loaded.passed_by)
 
     def return_to(self, path: str) -> Return:
@@ -153,18 +167,48 @@ class Keeper:
     def suspect_last(self) -> None:
         """What was restored last led straight back into trouble: go past it."""
         if self._restored_from is not None:
-            self.store.suspect(self._restored_from)
+            self.suspect(self._restored_from)
+
+    def suspect(self, path: str) -> None:
+        """That checkpoint proved bad."""
+        self.store.suspect(path)
+
+    def proved(self, path: str) -> bool:
+        """That checkpoint proved good; False if it is not there, or not yet."""
+        try:
+            self.store.healthy(path)
+        except CheckpointError:
+            return False
+        return True
+
+    def name(self, path: str) -> str:
+        """What a checkpoint of this folder is called, wherever the folder may go."""
+        return Path(path).name
+
+    def path(self, name: str) -> str:
+        """Where a checkpoint of this folder lies."""
+        return str(Path(self._folder, name))
 
     def resume(self) -> tuple[Loaded, list[str]] | None:
-        """The last healthy checkpoint, put back with the random generators; None if none.
+        """The newest good checkpoint, put back with the random generators; None if there is none.
+
+        One that had no time to prove itself is good enough: the run knows what it had learned.
 
         Raises:
             CheckpointForeign: it is of another run; nothing has changed.
         """
-        loaded = self.store.last_healthy()
+        loaded = self._candidate(newest=True) or self.store.last_healthy()
         if loaded is None:
             return None
         return loaded, self.attached.restore(loaded.payload, loaded.path, rng=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the rollbacks so far have made, in JSON types."""
+        return {"rollbacks": self.rollbacks, "lr_scale": self.lr_scale}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Continue where `state` was taken."""
+        self.rollbacks, self.lr_scale = int(state["rollbacks"]), float(state["lr_scale"])
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Wait until every checkpoint under way is on disk."""
@@ -176,6 +220,30 @@ class Keeper:
         if self._store is not None:
             self._store.close()
             self._store = None
+
+    def _candidate(self, *, newest: bool = False) -> Loaded | None:
+        """The newest checkpoint that has not proved itself yet; None if there is none.
+
+        Args:
+            newest: only if no healthy one is newer.
+        """
+        from training.checkpoints.manifest import read_manifest  # noqa: PLC0415
+
+        passed_by: list[str] = []
+        for path in reversed(self.store.paths()):
+            try:
+                health = read_manifest(Path(path)).health
+                if health == "candidate":
+                    loaded = self.store.load(path)
+                    loaded.passed_by.extend(passed_by)
+                    return loaded
+            except CheckpointError as error:
+                passed_by.append(str(error))
+                self.suspect(path)
+                continue
+            if newest and health == "healthy":
+                break
+        return None
 
     def _avoid_a_replay(self, already: float) -> None:
         """The same random numbers and the same step size would lead to the same place.

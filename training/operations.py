@@ -1,10 +1,8 @@
 """OperationsManager: watches a run, keeps its checkpoints, takes it back when it breaks.
 
-    ops = OperationsManager(checkpoint_dir="./checkpoints")
-    result = ops.on_training_step(step, {"loss": loss, "reward": reward}, model.state_dict)
-    entropy_coef = result["entropy_coef"]
-
-Thin: schedules, normalizers and the circuit are the gateway's; other subjects have their own files.
+ops = OperationsManager(checkpoint_dir="./checkpoints")
+result = ops.on_training_step(step, {"loss": loss, "reward": reward}, model.state_dict)
+entropy_coef = result["entropy_coef"]
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from gateway.clock import Clock
 from gateway.primitives.normalization import Normalizer
-from training.anomaly import Anomaly, AnomalyDetector
+from training.anomaly import AnomalyDetector
 from training.circuit import TrainingCircuit
 from training.config import (
     AnomalyConfig,
@@ -29,8 +27,8 @@ from training.keeper import Keeper, ModelState
 from training.metrics import Reporter
 from training.rescue import Rescue
 from training.retuning import Retuning, Suggestions
+from training.rewards import Rewards
 from training.saves import Saves
-from training.tracks import LARGEST, as_float
 from training.trial import Trial, TrialRejected, Trials
 
 if TYPE_CHECKING:
@@ -76,26 +74,22 @@ class OperationsManager:
         self.circuit_breaker_config = circuit_breaker_config or CircuitBreakerConfig()
         self.retuning_config = retuning_config or RetuningConfig()
         self.enabled = enable_all_features
-        self.reward_normalizer = Normalizer(self.schedule_config.reward_norm_window)
+        self._rewards = Rewards(self.schedule_config)
         self.circuit_breaker = TrainingCircuit(lambda: self.circuit_breaker_config, clock, gateway)
         self.retuning = Retuning(lambda: self.retuning_config)
-        self._detector = AnomalyDetector(
-            lambda: self.anomaly_config, lambda: self.checkpoint_config
-        )
-        self._keeper = Keeper(
-            self.checkpoint_dir, lambda: self.checkpoint_config, self.state_dict, seed
-        )
+        checkpoint, anomaly = (lambda: self.checkpoint_config), (lambda: self.anomaly_config)
+        self._detector = AnomalyDetector(anomaly, checkpoint)
+        self._keeper = Keeper(self.checkpoint_dir, checkpoint, self.state_dict, seed)
         self._report = Reporter(metrics)
-        self._trials = Trials(
-            lambda: self.retuning_config, self.retuning, self._keeper, self._report.retune
-        )
+        retune = self._report.retune
+        self._trials = Trials(lambda: self.retuning_config, self.retuning, self._keeper, retune)
         self.guard: GradientGuard | None = None
         self._pending: list[str] = []  # told with the next step
-        self._rescue = Rescue(
-            lambda: self.anomaly_config, self._detector, self._keeper, self._trials, self._report
-        )
+        own = self._detector, self._keeper, self._trials, self._report
+        self._rescue = Rescue(anomaly, *own)
         self._last_step: int | None = None
-        self._saves = Saves(lambda: self.checkpoint_config, self._keeper, self._report)
+        self._last: dict[str, Any] = {}
+        self._saves = Saves(checkpoint, anomaly, self._keeper, self._report, self._detector)
 
     # -- every step -----------------------------------------------------------------------------
 
@@ -116,17 +110,17 @@ class OperationsManager:
                 that save). Not needed after `attach`.
 
         Returns:
-            A dict: `entropy_coef`, `metrics` (the caller's, with `normalized_reward`,
-            `reward_mean`, `reward_std`), `checkpoint_path`, `anomaly`, `rollback_path` (None where
-            nothing happened), `should_downshift`, `current_ttl`, `restored` (which attached parts
-            went back), `restored_step`, `lr_scale`, `halt`, `events` (what happened, in words).
+            `entropy_coef`, `metrics` (the caller's, with `normalized_reward`, `reward_mean`,
+            `reward_std`), `checkpoint_path`, `anomaly`, `rollback_path` (None where nothing
+            happened), `should_downshift`, `current_ttl`, `restored` (attached parts that went
+            back), `restored_step`, `lr_scale`, `halt`, `events` (what happened, in words).
 
         Raises:
             SaveFailed: a checkpoint could not be written and `on_save_error` is `raise`.
         """
         numbers = dict(metrics) if metrics else {}
         events, self._pending = self._pending, []
-        trials, rescue = self._trials, self._rescue
+        trials, rescue, saves = self._trials, self._rescue, self._saves
         result: dict[str, Any] = {
             "entropy_coef": self.schedule_config.entropy_coef(step),
             "metrics": numbers,
@@ -142,21 +136,26 @@ class OperationsManager:
         if self.enabled:
             ahead, dropped = self._note_step(step, events), self._drops(events)
             found = self._detector.observe(step, numbers)
-            self._normalize(numbers, found)
+            self._rewards.take(numbers, found, self.schedule_config)
             sure = None
             if found:
                 roll_back = self.checkpoint_config.enable_auto_rollback
                 sure = rescue.flagged(step, found, result, dropped=dropped, roll_back=roll_back)
+                if result["rollback_path"] is not None:
+                    saves.returned(step, result["rollback_path"])
             else:
-                rescue.sick = False
+                rescue.well()
                 if self._keeper.lr_scale != 1.0:
                     rescue.glide(ahead)
+            if saves.young and sure is None:
+                saves.prove(step)
             if trials.trial is not None:
                 rescue.follow(result)
             flagged = sure is not None or rescue.halted
-            self._saves.if_due(step, numbers, model_state, flagged=flagged, result=result)
+            saves.if_due(step, numbers, model_state, flagged=flagged, result=result)
             result["entropy_coef"] *= trials.hyperparameters.entropy_scale
             result["lr_scale"] = self._keeper.lr_scale
+            self._last = result
         else:
             numbers.update(normalized_reward=0.0, reward_mean=0.0, reward_std=0.0)
         result["should_downshift"], result["current_ttl"] = self.circuit_breaker.standing()
@@ -169,12 +168,12 @@ class OperationsManager:
     def on_llm_success(self, service: str = "qwen") -> None:
         """A call of the language model answered."""
         if self.enabled and not self.circuit_breaker.success():
-            self._tell_ignored("on_llm_success", service)
+            self._ignored("on_llm_success", service)
 
     def on_llm_failure(self, service: str = "qwen") -> None:
         """A call of the language model failed."""
         if self.enabled and not self.circuit_breaker.failure():
-            self._tell_ignored("on_llm_failure", service)
+            self._ignored("on_llm_failure", service)
 
     def on_user_feedback(self, feedback: Mapping[str, Any]) -> Suggestions | None:
         """Take one rating, `{"rating": 4.5, "user_id": ..., "formula_id": ...}`.
@@ -220,6 +219,11 @@ class OperationsManager:
         return trial
 
     @property
+    def reward_normalizer(self) -> Normalizer:
+        """The sliding window of rewards: `get_stats()` has `mean`, `std` and `count`."""
+        return self._rewards.normalizer
+
+    @property
     def trial(self) -> Trial | None:
         """The retune on trial; None if there is none."""
         return self._trials.trial
@@ -261,8 +265,7 @@ class OperationsManager:
         return self
 
     def resume(self) -> dict[str, Any] | None:
-        """Continue from the last healthy checkpoint in the folder: the attached parts, the random
-        generators and this manager's own state.
+        """Continue from the newest good checkpoint, on probation or not: all the parts there are.
 
         Returns:
             `step`, `path`, `restored`, and `passed_by`: newer checkpoints that could not be used,
@@ -278,12 +281,28 @@ class OperationsManager:
         if "ops" in loaded.payload:
             self.load_state_dict(loaded.payload["ops"])
             restored.append("ops")
+        if loaded.manifest.health == "candidate":
+            self._saves.watch(loaded.path, loaded.manifest.step)
         return {
             "step": loaded.manifest.step,
             "path": loaded.path,
             "restored": restored,
             "passed_by": loaded.passed_by,
         }
+
+    def save(self, model_state: ModelState | None = None) -> str | None:
+        """Save the last step now, whatever the interval; the path, None if it is flagged.
+
+        Raises:
+            SaveFailed, FolderBusy: nothing was saved; older checkpoints are as they were.
+        """
+        if not self._last or self._rescue.sick or self._rescue.halted or self._last_step is None:
+            return None
+        path: str | None = self._last["checkpoint_path"]
+        if path is None:
+            path = self._saves.save(self._last_step, self._last["metrics"], model_state)
+            self._last["checkpoint_path"] = path
+        return path
 
     @property
     def store(self) -> Any:
@@ -308,27 +327,26 @@ class OperationsManager:
     def state_dict(self) -> dict[str, Any]:
         """This manager's own state, in JSON types."""
         return {
-            "normalizer": self.reward_normalizer.state_dict(),
+            "rewards": self._rewards.state_dict(),
             "detector": self._detector.state_dict(),
             "rescue": self._rescue.state_dict(),
             "retuning": self.retuning.state_dict(),
             "last_step": self._last_step,
-            "marks": self._saves.marks,
+            "saves": self._saves.state_dict(),
             "trials": self._trials.state_dict(),
-            "rollbacks": self._keeper.rollbacks,
-            "lr_scale": self._keeper.lr_scale,
+            "keeper": self._keeper.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Continue where `state` was taken."""
-        self.reward_normalizer.load_state_dict(state["normalizer"])
+        self._rewards.load_state_dict(state["rewards"])
         self._detector.load_state_dict(state["detector"])
         self._rescue.load_state_dict(state["rescue"])
         self.retuning.load_state_dict(state["retuning"])
-        self._last_step, self._saves.marks = state["last_step"], int(state["marks"])
+        self._last_step = state["last_step"]
+        self._saves.load_state_dict(state["saves"])
         self._trials.load_state_dict(state["trials"])
-        self._keeper.rollbacks = int(state["rollbacks"])
-        self._keeper.lr_scale = float(state["lr_scale"])
+        self._keeper.load_state_dict(state["keeper"])
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -350,7 +368,7 @@ class OperationsManager:
             events.append(f"{dropped} updates with gradients that are not finite were dropped")
         return dropped > 0
 
-    def _tell_ignored(self, call: str, service: str) -> None:
+    def _ignored(self, call: str, service: str) -> None:
         told = f"{call}({service!r}) ignored: the gateway sees its own calls"
         if told not in self._pending:
             self._pending.append(told)
@@ -359,22 +377,3 @@ class OperationsManager:
         if self.guard is not None:
             self.guard.remove()
             self.guard = None
-
-    def _normalize(self, numbers: dict[str, Any], found: list[Anomaly]) -> None:
-        size = self.schedule_config.reward_norm_window
-        if self.reward_normalizer.window.size != size:  # the owner changed it: keep what there is
-            kept = self.reward_normalizer.state_dict()
-            self.reward_normalizer = Normalizer(size)
-            self.reward_normalizer.load_state_dict(kept)
-        normalizer, score = self.reward_normalizer, 0.0
-        window, reward = normalizer.window, as_float(numbers.get("reward"))
-        if reward is not None and not -LARGEST < reward < LARGEST:
-            reward = None  # none this time, or none that can be one
-        flagged = found and any(anomaly.metric == "reward" and anomaly.acts for anomaly in found)
-        if reward is not None and not flagged:
-            window.push(reward)
-        mean, std = window.mean, window.std
-        if reward is not None and window.count:
-            score = (reward - mean) / max(std, normalizer.std_floor)
-        numbers["normalized_reward"] = score
-        numbers["reward_mean"], numbers["reward_std"] = mean, std

@@ -207,10 +207,10 @@ class PPOTrainer:
                 raise ValueError(f"built with {name}={own}, but the environment has {found}")
 
     def discard_rollout(self) -> None:
-        """Forget what was collected and begin new episodes: after a rollback."""
+        """Forget what was collected, episodes under way included: after a rollback."""
         self._rollout = None
         if self._collector is not None:
-            self._collector.restart()
+            self._collector.discard()
 
     def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Return to a checkpoint: the network, and the optimizer where the checkpoint has it.

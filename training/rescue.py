@@ -13,6 +13,9 @@ from training.metrics import Reporter
 from training.recovery import RecoveryPolicy
 from training.trial import Trials
 
+# Steps in a row that are not finite, with nothing to return to, after which a run is given up.
+_STRANDED = 20
+
 
 class Rescue:
     """Takes a run back, slower; brings its learning rate up again; ends trials.
@@ -42,6 +45,12 @@ class Rescue:
         self._trials = trials
         self._report = report
         self._glide_from = 1.0
+        self._stranded = 0
+
+    def well(self) -> None:
+        """This step was well."""
+        self.sick = False
+        self._stranded = 0
 
     def flagged(
         self,
@@ -61,9 +70,10 @@ class Rescue:
         result["anomaly"] = found[0]
         result["events"].extend(map(str, found))
         self._report.anomalies(found)
-        self.sick = found[0].acts
-        if not self.sick:
+        if not found[0].acts:
+            self.well()
             return None
+        self.sick = True
         undone = self._trials.anomaly(str(found[0]))
         if roll_back:
             self._recover(step, found[0], result, dropped=dropped)
@@ -89,22 +99,25 @@ class Rescue:
         except (TrainingError, OSError) as error:
             events.append(f"rollback failed: {error}")
             if decision.restore:
-                self._recovery.forget()
+                self._stay(anomaly, result)
             return
         if back is None:
             if decision.restore:
-                self._recovery.forget()
-                self._nothing_left(result)
+                events.append("no checkpoint to return to")
+                self._stay(anomaly, result)
             return
         self._glide_from = self._keeper.lr_scale
         self._report.rollback(anomaly.kind)
         self._tell(back, result)
 
-    def _nothing_left(self, result: dict[str, Any]) -> None:
+    def _stay(self, anomaly: Anomaly, result: dict[str, Any]) -> None:
+        """A decision to restore could not be carried out: not for ever."""
+        self._recovery.forget()
+        self._stranded += anomaly.kind == "non_finite"
         if self._keeper.rollbacks:  # those there were proved bad
-            self._halt("no healthy checkpoint is left", result)
-        else:
-            result["events"].append("no healthy checkpoint to return to yet")
+            self._halt("no checkpoint is left to return to", result)
+        elif self._stranded >= _STRANDED:
+            self._halt(f"not finite for {_STRANDED} steps, and nothing to return to", result)
 
     def _halt(self, why: str, result: dict[str, Any]) -> None:
         if not self.halted:

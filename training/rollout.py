@@ -15,7 +15,7 @@ from training import environments
 from training.normalizers import RewardNormalizer
 from training.policy import ActorCritic
 
-_EPISODES = 100
+_EPISODES, _ENOUGH = 100, 20
 
 
 @dataclass(slots=True)
@@ -80,12 +80,29 @@ class Collector:
         self.ended = 0
         self._observations, _ = self.env.reset(seed=seed)
         self._running = np.zeros(self.env.num_envs)
+        self._foreign = np.zeros(self.env.num_envs, bool)  # begun by a policy that was given up
+        self._before: float | None = None
         self._scales = [normalizer() for _ in self._running] if normalizer else []
 
     def restart(self) -> None:
-        """Begin new episodes everywhere: after a rollback the present ones mean nothing."""
+        """Begin new episodes everywhere."""
         self._observations, _ = self.env.reset()
         self._running[:] = 0.0
+        self._foreign[:] = False
+
+    def discard(self) -> None:
+        """After a rollback: what the broken policy did counts no longer, ended or not.
+
+        Episodes under way go on, uncounted. All begun anew at once would march in step from then
+        on, and each rollout would show one and the same stretch of an episode: that alone undoes
+        much of what was learned.
+        """
+        if not np.isfinite(_flat(self._observations).numpy()).all():
+            self.restart()
+        self._before = self.mean_return()
+        self.returns.clear()
+        self._running[:] = 0.0
+        self._foreign[:] = True
 
     @property
     def observation_dim(self) -> int:
@@ -103,6 +120,8 @@ class Collector:
             "env": environments.state_of(self.env),
             "observations": environments.encoded(np.asarray(self._observations)),
             "running": self._running.tolist(),
+            "foreign": self._foreign.tolist(),
+            "before": self._before,
             "returns": list(self.returns),
             "steps": self.steps,
             "ended": self.ended,
@@ -127,6 +146,8 @@ class Collector:
         if state["env"]["exact"]:
             self._observations = environments.decoded(state["observations"])
             self._running = np.array(state["running"])
+            self._foreign = np.array(state["foreign"], bool)
+            self._before = state["before"]
         else:
             self.restart()
 
@@ -184,12 +205,16 @@ class Collector:
             actions = self._action(network.act(_flat(self._observations), best=True))
             self._observations, reward, terminated, truncated, _ = self.env.step(actions)
             done = terminated | truncated
-            self._count(reward, done)
-            found += list(self.returns)[len(self.returns) - int(done.sum()) :]
+            found += self._count(reward, done)
         return found
 
     def mean_return(self) -> float:
-        """Of the last 100 episodes; of those under way while none has ended."""
+        """Of the last 100 episodes; of those under way while none has ended.
+
+        After `discard`, that of before until enough have ended: the first to end are short.
+        """
+        if self._before is not None and len(self.returns) < _ENOUGH:
+            return self._before
         return float(np.mean(self.returns if self.returns else self._running))
 
     def _action(self, actions: Tensor) -> Any:
@@ -206,13 +231,18 @@ class Collector:
         each = zip(self._scales, reward, done, strict=True)
         return [scale(float(one), done=bool(end)) for scale, one, end in each]
 
-    def _count(self, reward: Any, done: Any) -> None:
+    def _count(self, reward: Any, done: Any) -> list[float]:
+        """Returns of the episodes that ended."""
         self._running += reward
         self.steps += len(self._running)
+        found = []
         for index in np.flatnonzero(done):
-            self.returns.append(float(self._running[index]))
+            if not self._foreign[index]:
+                found.append(float(self._running[index]))
             self.ended += 1
-            self._running[index] = 0.0
+            self._running[index], self._foreign[index] = 0.0, False
+        self.returns.extend(found)
+        return found
 
 
 class _Single:

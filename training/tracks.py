@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
-from gateway.primitives.normalization import MAD_TO_SIGMA, Window
+from gateway.primitives.normalization import MAD_TO_SIGMA
 from training.config import AnomalyConfig
 
 # The order of a window is looked up anew after this many values: it costs more than all the rest.
@@ -15,6 +15,8 @@ _REFRESH = 10
 _ACCEPT = 20
 # With few values known, their spread is multiplied by this, and more the fewer there are.
 _FEW, _FEWER = 3.0, 30.0
+# Where a level is now: the median of this many.
+_SHORT = 15
 LARGEST = 1e150
 
 
@@ -27,40 +29,36 @@ class Track:
     Attributes:
         seen: how many values there were, flagged or not.
         previous: the last value that was not flagged.
-        median, deviation: of the window, the deviation from the MAD; up to ten values old, unless
-            `refresh` was just called.
+        median, deviation, low, high, upper: of the window, the deviation from the MAD, `upper` with
+            nine tenths below it; up to ten values old, unless `refresh` was just called.
     """
 
     __slots__ = (
         "_acted",
-        "_high",
-        "_low",
         "_passed",
         "_refused",
         "_stale",
-        "_window",
+        "_values",
         "deviation",
+        "high",
+        "low",
         "median",
         "previous",
         "seen",
         "size",
+        "upper",
     )
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.seen = 0
         self.previous: float | None = None
-        self.median = self.deviation = self._low = self._high = 0.0
-        self._window = Window(size)
+        self.median = self.deviation = self.low = self.high = self.upper = 0.0
+        self._values: deque[float] = deque(maxlen=size)
         self._stale = 0
         self._acted = False
         self._refused: list[float] = []
         self._passed: deque[float] = deque(maxlen=8)
-
-    @property
-    def high(self) -> float:
-        """The largest value of the window; up to ten values old."""
-        return self._high
 
     def admit(self, value: float) -> None:
         """Take in a value that is not flagged."""
@@ -72,7 +70,7 @@ class Track:
             self._refused.clear()
             self._acted = False
         if -LARGEST < value < LARGEST:  # beyond, it says nothing of what is normal
-            self._window.push(value)
+            self._values.append(value)
             self._stale += 1
             if self._stale >= _REFRESH:
                 self.refresh()
@@ -92,26 +90,29 @@ class Track:
         self._refused.append(value)
         if len(self._refused) >= _ACCEPT:
             kept, self._refused, self._acted = self._refused, [], False
-            self._window, self.seen = Window(self.size), 0
+            self._values.clear()
+            self.seen = 0
             for accepted in kept:
                 self.admit(accepted)
             self.refresh()
 
     def refresh(self) -> None:
-        """Bring the median and the deviation up to date."""
+        """Bring what is known of the window up to date."""
         if self._stale:
-            window, self._stale = self._window, 0
-            self.median = window.median()
-            self.deviation = MAD_TO_SIGMA * window.mad()
-            self._low, self._high = window.percentile(0.0), window.percentile(100.0)
+            self._stale = 0
+            ordered = sorted(self._values)
+            self.low, self.high = ordered[0], ordered[-1]
+            self.upper = ordered[9 * (len(ordered) - 1) // 10]
+            self.median = middle(ordered)
+            self.deviation = _deviation(ordered, self.median)
 
     def reach(self, options: AnomalyConfig, sure: float, ranges: float) -> float:
         """How far from the median a value must be to be beyond doubt."""
-        apart = self._high - self._low
-        early = self._window.count < options.guard_after
+        apart = self.high - self.low
+        early = len(self._values) < options.guard_after
         odd = [*self._passed, *self._refused] if early else self._passed
         if odd:
-            apart = max(self._high, *odd) - min(self._low, *odd)
+            apart = max(self.high, *odd) - min(self.low, *odd)
         if early:
             return max(_FEW, ranges, _FEWER / self.seen) * apart
         return max(sure * options.guard * self.deviation, ranges * apart)
@@ -120,14 +121,14 @@ class Track:
         """The run went back: what is normal is the best guess of what comes next."""
         self._refused.clear()
         self._acted = False
-        if self._window.count:
+        if self._values:
             self.refresh()
             self.previous = self.median
 
-    def resized(self, size: int) -> Track:
+    def resized(self, size: int) -> Self:
         """The same past in a window of another size."""
-        track = Track(size)
-        for value in self._window.values[-size:]:
+        track = type(self)(size)
+        for value in list(self._values)[-size:]:
             track.admit(value)
         track.refresh()
         track.seen, track.previous = self.seen, self.previous
@@ -136,9 +137,10 @@ class Track:
     def state_dict(self) -> dict[str, Any]:
         """Everything, in JSON types."""
         return {
+            "size": self.size,
             "previous": self.previous,
-            "window": self._window.state_dict(),
-            "known": [self.median, self.deviation, self._low, self._high],
+            "values": list(self._values),
+            "known": [self.median, self.deviation, self.low, self.high, self.upper],
             "seen": self.seen,
             "stale": self._stale,
             "refused": list(self._refused),
@@ -148,13 +150,71 @@ class Track:
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Continue where `state` was taken."""
-        self._window.load_state_dict(state["window"])
+        self._values = deque(map(float, state["values"]), self.size)
         self.previous = None if state["previous"] is None else float(state["previous"])
-        self.median, self.deviation, self._low, self._high = map(float, state["known"])
+        known = map(float, state["known"])
+        self.median, self.deviation, self.low, self.high, self.upper = known
         self.seen, self._stale = int(state["seen"]), int(state["stale"])
         self._refused = [float(value) for value in state["refused"]]
         self._acted = bool(state["acted"])
         self._passed = deque(map(float, state["passed"]), 8)
+
+
+class Level(Track):
+    """A metric that learning moves: its spread says how far it has come, not how noisy it is.
+
+    Attributes:
+        short: the median of the last 15 values: where it is now; up to ten values old.
+        jitter: the deviation of the values from where it was just before each of them. That of
+            independent values is their own; that of a straight line is next to nothing.
+    """
+
+    __slots__ = ("_apart", "jitter", "short")
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.short = self.jitter = 0.0
+        self._apart: deque[float] = deque(maxlen=size)
+
+    def admit(self, value: float) -> None:
+        """Take in a value that is not flagged."""
+        if len(self._values) >= _SHORT and -LARGEST < value < LARGEST:
+            self._apart.append(value - self.short)
+        Track.admit(self, value)  # super() is a call more, at each step
+
+    def refresh(self) -> None:
+        """Bring what is known of the window up to date."""
+        if not self._stale:
+            return
+        super().refresh()
+        self.short = middle(sorted(list(self._values)[-_SHORT:]))
+        self.jitter = self.deviation
+        if len(self._apart) >= _SHORT:
+            ordered = sorted(self._apart)
+            self.jitter = _deviation(ordered, middle(ordered))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, in JSON types."""
+        level = {"level": [self.short, self.jitter], "apart": list(self._apart)}
+        return {**super().state_dict(), **level}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Continue where `state` was taken."""
+        super().load_state_dict(state)
+        self.short, self.jitter = map(float, state["level"])
+        self._apart = deque(map(float, state["apart"]), self.size)
+
+
+def middle(ordered: Sequence[float]) -> float:
+    """The median of sorted values."""
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2.0
+
+
+def _deviation(ordered: Sequence[float], centre: float) -> float:
+    """The standard deviation of normal values by their median distance from `centre`."""
+    # The distances of sorted values fall and then rise: two runs, which sorting only merges.
+    return MAD_TO_SIGMA * middle(sorted([abs(value - centre) for value in ordered]))
 
 
 def as_float(value: Any) -> float | None:

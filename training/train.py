@@ -17,6 +17,7 @@ import torch
 
 from training import environments
 from training.config import CheckpointConfig, LearningScheduleConfig
+from training.errors import TrainingError
 from training.guard import GradientGuard
 from training.operations import OperationsManager
 from training.progress import Interrupt, Lines, Log
@@ -190,9 +191,16 @@ def _resume(run: Run, ops: OperationsManager, tell: Callable[[str], None]) -> in
         tell("note: this environment's state cannot be kept; episodes begin anew")
     # What the loop takes from the step's result, and the checkpoint was taken before that.
     run.trainer.entropy_coef = ops.schedule_config.entropy_coef(found["step"])
-    run.lr_scale = ops.state_dict()["lr_scale"]
+    run.lr_scale = ops.state_dict()["keeper"]["lr_scale"]
     tell(f"resumed after update {found['step']} of {run.settings.updates} from {found['path']}")
     return int(found["step"])
+
+
+def _save(ops: OperationsManager, result: dict[str, Any]) -> None:
+    try:
+        result["checkpoint_path"] = ops.save()
+    except (TrainingError, OSError) as error:
+        result["events"].append(f"checkpoint failed: {error}")
 
 
 def _loop(
@@ -211,9 +219,9 @@ def _loop(
         stats = run.update(number)
         reward = stats.get("reward", math.nan)
         last = stop.asked or number in (s.updates, stop_after)
-        if last:  # whatever the interval: the end of a run is worth a checkpoint
-            ops.checkpoint_config.save_interval_steps = 1
         result = ops.on_training_step(number, stats)
+        if last:  # whatever the interval: the end of a run is worth a checkpoint
+            _save(ops, result)
         if with_ops:
             run.trainer.entropy_coef, run.lr_scale = result["entropy_coef"], result["lr_scale"]
         if result["rollback_path"]:

@@ -180,27 +180,27 @@ def test_the_collector_hears_of_everything(tmp_path: Path) -> None:
     config = saving()
     with OperationsManager(tmp_path, checkpoint_config=config, metrics=collector) as ops:
         ops.attach(model=model, optimizer=optimizer)
-        for step in range(1, 21):
+        for step in range(1, 31):
             ops.on_training_step(step, CALM)
-        assert value("checkpoint_blocking_seconds_count") == 2
-        assert value("checkpoint_persist_seconds_count") == 2
+        assert value("checkpoint_blocking_seconds_count") == 3
+        assert value("checkpoint_persist_seconds_count") == 3
         assert value("checkpoint_blocking_seconds_sum") > 0
         model(torch.full((1, 2), math.nan)).sum().backward()
         optimizer.step()
-        ops.on_training_step(21, {"loss": math.nan, "reward": 10.0})
+        ops.on_training_step(31, {"loss": math.nan, "reward": 10.0})
         assert value("updates_dropped_total") == 1
         assert value("anomalies_total", kind="non_finite", acts="true") == 1
         assert value("rollbacks_total", reason="non_finite") == 0
-        for step in range(22, 25):
+        for step in range(32, 35):
             result = ops.on_training_step(step, {"loss": 1.0, "reward": math.nan})
         assert value("rollbacks_total", reason="non_finite") == 2
-        assert "halt: no healthy checkpoint is left" in result["events"]
+        assert "halt: no checkpoint is left to return to" in result["events"]
         assert value("halts_total") == 1
         assert value("lr_scale") == 0.5
         assert value("entropy_coef") == pytest.approx(0.01, rel=1e-3)
         for _ in range(4):
             ops.on_llm_failure("qwen")
-        ops.on_training_step(26, CALM)
-        ops.on_training_step(27, CALM)
+        ops.on_training_step(36, CALM)
+        ops.on_training_step(37, CALM)
         labels = {"service": "llm", "from_mode": "creative", "to_mode": "balanced"}
         assert value("circuit_breaker_downgrades_total", **labels) == 1

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from training import AnomalyConfig, CheckpointConfig, OperationsManager
@@ -16,6 +17,8 @@ from training.anomaly import Anomaly
 from training.recovery import RecoveryPolicy
 
 torch = pytest.importorskip("torch")
+from training.checkpoints.manifest import read_manifest  # noqa: E402
+
 CALM = {"loss": 1.0, "reward": 10.0}
 
 
@@ -94,7 +97,7 @@ class Run:
 
 def test_the_ladder_to_its_end(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.calm(25)
+    run.calm(35)
     with run.ops as ops:
         first = run.step(reward=1.0)
         assert (first["restored_step"], first["lr_scale"], run.lr) == (20, 1.0, 0.1)
@@ -121,9 +124,9 @@ def test_the_ladder_to_its_end(tmp_path: Path) -> None:
 
 def test_the_same_anomaly_right_after_goes_to_an_older_checkpoint(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.calm(35)
+    run.calm(45)
     with run.ops:
-        assert run.step(loss=math.nan)["restored_step"] == 30
+        assert run.step(loss=math.nan)["restored_step"] == 30  # 40 had not proved itself
         second = run.step(loss=math.nan)
         assert second["restored_step"] == 20
         assert run.step(loss=math.nan)["restored_step"] == 10
@@ -149,6 +152,110 @@ def test_a_halt_is_never_silent_and_no_checkpoint_is_no_error(tmp_path: Path) ->
     with run.ops:
         result = run.step(loss=math.nan)
         assert result["rollback_path"] is None
-        assert "no healthy checkpoint to return to yet" in result["events"]
-        for _ in range(5):
+        assert "no checkpoint to return to" in result["events"]
+        for _ in range(18):
             assert not run.step(loss=math.nan)["halt"]  # nothing was carried out, nothing counts
+        halted = run.step(loss=math.nan)  # but not for ever
+        assert halted["halt"]
+        assert any(event.startswith("halt: not finite for 20 steps") for event in halted["events"])
+
+
+# -- probation ----------------------------------------------------------------------------------
+
+
+def health(run: Run) -> dict[int, str]:
+    manifests = [read_manifest(Path(path)) for path in run.ops.store.paths()]
+    return {manifest.step: manifest.health for manifest in manifests}
+
+
+def test_a_checkpoint_is_healthy_once_it_has_proved_itself(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with run.ops:
+        run.calm(19)
+        assert health(run) == {10: "candidate"}
+        run.calm(1)
+        assert health(run) == {10: "healthy", 20: "candidate"}
+
+
+def test_none_that_lost_what_was_learned_proves_itself(tmp_path: Path) -> None:
+    """Each checkpoint on the way down waits, though nothing acts yet; the last good one stays."""
+    run = Run(tmp_path, patience=1_000)
+    with run.ops:
+        for n in range(100):
+            run.step(reward=10.0 + n + n % 3, loss=1.0 + n % 5 / 9)
+        for n in range(50):
+            result = run.step(reward=110.0 - 3 * n + n % 3, loss=1.0 + n % 5 / 9)
+            assert result["rollback_path"] is None
+        assert max(step for step, state in health(run).items() if state == "healthy") in (90, 100)
+
+
+def test_where_none_has_proved_itself_the_newest_will_do(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with run.ops:
+        run.calm(15)
+        assert run.step(loss=math.nan)["restored_step"] == 10
+        run.calm(30)
+        assert health(run)[10] == "healthy"
+
+
+def test_short_intervals_shorten_the_probation(tmp_path: Path) -> None:
+    """Five are kept: with one each step none would be left to prove itself."""
+    run = Run(tmp_path)
+    run.ops.checkpoint_config.save_interval_steps = 1
+    with run.ops:
+        run.calm(50)
+        assert max(step for step, state in health(run).items() if state == "healthy") == 47
+
+
+def test_probation_goes_on_in_another_process(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with run.ops:
+        run.calm(25)
+    again = Run(tmp_path)
+    with again.ops:
+        found = again.ops.resume()
+        assert found is not None
+        assert found["step"] == again.now + 20  # the newest, though it is on probation
+        again.now = 20
+        again.calm(10)
+        assert health(again)[20] == "healthy"
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(st.sampled_from(["calm", "nan", "spike", "fall", "many"]), min_size=1, max_size=12),
+    st.sampled_from([0, 5, 10]),
+)
+def test_a_run_goes_back_halts_or_goes_on_but_never_in_circles(
+    story: list[str], probation: int
+) -> None:
+    """Every checkpoint that is returned to was whole, rollbacks are few, the last one is never
+    silently gone: either there is one to return to, or the run has halted, or it never had one."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder), probation_steps=probation)
+        rollbacks: list[int] = []
+        with run.ops as ops:
+            for what in story:
+                metrics = {
+                    "nan": {"loss": math.nan},
+                    "spike": {"loss": 9.0},
+                    "fall": {"reward": 1.0},
+                }
+                many = {"many": 40, "calm": 7}.get(what, 1)
+                for _ in range(many):
+                    result = run.step(**metrics.get(what, {}))
+                    if result["rollback_path"]:
+                        rollbacks.append(run.now)
+                        assert result["restored_step"] < run.now
+                        assert torch.isfinite(run.model.weight).all()
+                    if result["halt"]:
+                        break
+                if result["halt"]:
+                    break
+            assert len(rollbacks) <= 3
+            if rollbacks and not result["halt"]:
+                assert {"healthy", "candidate"} & set(health(run).values())
+            for _ in range(25):
+                result = run.step(loss=math.nan)
+            assert result["halt"]  # what stays broken ends
+            assert all(ops.store.load(path) for path in ops.store.paths())

@@ -28,8 +28,13 @@ SAVE_EVERY = 10
 _JUDGED = 30
 _RECENT = 20
 
-# The owner's rule names neither a cooldown nor a limit nor a slower learning rate.
-_LITERAL = {"profile": "spec", "cooldown_steps": 0, "rollback_window_steps": 1}
+# The owner's rule names neither a cooldown nor a limit nor a slower learning rate nor probation.
+_LITERAL = {
+    "profile": "spec",
+    "cooldown_steps": 0,
+    "rollback_window_steps": 1,
+    "probation_steps": 0,
+}
 
 
 @dataclass
