@@ -83,6 +83,14 @@ class Live:
                 self._heard.clear()
                 await self._heard.wait()
 
+    async def told(self) -> str:
+        """All it has logged so far: lines wait a moment to be written together."""
+        mark = f"mark-{len(self.log)}"
+        ask = f"GET /v1/nowhere HTTP/1.1\r\nhost: localhost\r\nx-request-id: {mark}\r\n"
+        await self.ask(f"{ask}connection: close\r\n\r\n")
+        await self.says(lambda line: mark in line)
+        return "".join(self.log)
+
     async def until(self, reached: Callable[[dict[str, Any]], bool], path: str = "/status") -> Any:
         """Ask a route until its JSON is as expected."""
         async with asyncio.timeout(PATIENCE_S):

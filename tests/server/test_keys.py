@@ -50,7 +50,7 @@ async def test_who_bears_a_key_is_served(serve: Serve, upstream: ScriptedUpstrea
         assert (await live.post("/admin/force", force, bearer)).status == 403
         steered = await live.post("/admin/force", force, f"x-api-key: {ADMIN}")
         assert steered.status == 200
-        log = "".join(live.log)
+        log = await live.told()
         assert '"alice"' in log
         assert KEY not in log and ADMIN not in log and "sk-wrong" not in log
     assert upstream.stats("creative-model").requests == 1
