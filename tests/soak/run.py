@@ -126,7 +126,7 @@ async def soak(plan: Plan, folder: Path, say: Callable[[str], None] = lambda _: 
             Sky("standby", standby, long_calm, plan.bad_s, second, lasting=0.0),
         ]
         traffic = Traffic(service.port, plan.per_s, random.Random(dice.random()))
-        await traffic.prime()
+        await traffic.prime(plan.workers)
         before = await _at_rest(service, primary, standby)
         began, samples = time.time(), []
         clock = asyncio.get_running_loop().time

@@ -100,15 +100,17 @@ class Traffic:
             client.close()
         self._idle.clear()
 
-    async def prime(self) -> None:
-        """Touch everything once, so that what is made on first use is there."""
-        for mode in MODES:
-            for stream in (False, True):
-                await self._told(f"{mode} {stream}", self._ask(chat(mode, stream=stream)))
-        # Many at once, so that the event loop's pool of threads is as large as it gets.
-        await asyncio.gather(*(self._told("operations", self._operate()) for _ in range(40)))
-        await self._told("figures", self._watch(0.5))
-        await self.end()
+    async def prime(self, workers: int = 1) -> None:
+        """Touch everything once in each worker, so that what is made on first use is there."""
+        # The kernel picks who accepts: several rounds, on new connections, to meet them all.
+        for _ in range(1 if workers == 1 else 4 * workers):
+            for mode in MODES:
+                for stream in (False, True):
+                    await self._told(f"{mode} {stream}", self._ask(chat(mode, stream=stream)))
+            # Many at once, so that the event loop's pool of threads is as large as it gets.
+            await asyncio.gather(*(self._told("operations", self._operate()) for _ in range(40)))
+            await self._told("figures", self._watch(0.5))
+            await self.end()
 
     async def _one(self) -> None:
         kinds = {
