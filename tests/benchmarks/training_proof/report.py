@@ -27,7 +27,8 @@ an update. The fault begins half-way; what comes before it is trained once for e
 
 - **no ops**: nothing watches.
 - **literal rule**: the guide's loop: `AnomalyConfig(profile="spec")` without a cooldown, a limit or
-  a slower learning rate, which the guide does not know; `load_checkpoint` puts the weights back.
+  a slower learning rate or probation, which the guide does not know; `load_checkpoint` puts the
+  weights back.
 - **ours**: the defaults, with `attach(model, optimizer)`.
 
 Both save every {SAVE_EVERY} updates instead of every 500, or so short a run would never save.
