@@ -1,6 +1,6 @@
 """Break training in every way we can think of, with and without operations.
 
-python -m tests.benchmarks.training_proof [--quick] [--seeds N] [--jobs N] [--write]
+python -m tests.benchmarks.training_proof [--quick] [--seeds N] [--first-seed N] [--write]
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help=f"{QUICK_UPDATES} updates instead of {UPDATES}"
     )
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument(
         "--raw",
@@ -38,7 +39,8 @@ def main() -> None:
         outcomes = read(options.raw)
     else:
         updates = QUICK_UPDATES if options.quick else UPDATES
-        outcomes = measure(list(jobs(options.seeds, updates)), options.raw, options.jobs)
+        seeds = range(options.first_seed, options.first_seed + options.seeds)
+        outcomes = measure(list(jobs(seeds, updates)), options.raw, options.jobs)
     text = report.document(outcomes)
     print(text)
     if options.write:

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -19,9 +19,9 @@ from tests.benchmarks.training_proof.run import ARMS, Outcome, prepare, run
 Job = tuple[str, int, int]
 
 
-def jobs(seeds: int, updates: int) -> Iterator[Job]:
+def jobs(seeds: Iterable[int], updates: int) -> Iterator[Job]:
     """Seed by seed, so that what was finished when it is stopped early is whole pairs."""
-    for seed in range(1, seeds + 1):
+    for seed in seeds:
         for arm in ARMS:
             yield arm, seed, updates
 

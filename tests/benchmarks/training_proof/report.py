@@ -68,7 +68,9 @@ def document(outcomes: Sequence[Outcome]) -> str:
 
 def keep(outcomes: Sequence[Outcome], text: str, folder: Path) -> str:
     """Write table, plot and raw figures, which `--raw` reads again; returns where."""
-    name = f"training_proof_{slug(machine())}_{time.strftime('%Y-%m-%d', time.gmtime())}"
+    seeds = sorted({outcome.seed for outcome in outcomes})
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    name = f"training_proof_seeds_{seeds[0]}_to_{seeds[-1]}_{slug(machine())}_{day}"
     folder.mkdir(exist_ok=True)
     plot(outcomes, folder / f"{name}.png")
     whole = f"{text}\n![Learning curves]({name}.png)\n"
