@@ -40,6 +40,10 @@ _SETTLING = 100
 # Undefined now and then in healthy runs, by custom: the variance explained of returns that are all
 # equal, a target that is not set.
 _MAY_BE_UNDEFINED = frozenset({"explained_variance", "target_kl"})
+# What the rules read; any other entry may be a word or a picture.
+_JUDGED = frozenset(
+    {"loss", "reward", "approx_kl", "entropy", "grad_norm", "explained_variance", "target_kl"}
+)
 # What is waited for before it acts.
 _ACTING = frozenset({"loss_beyond", "reward_beyond", "low", "progress", "thrown_off", "collapsed"})
 
@@ -64,6 +68,7 @@ class AnomalyDetector:
         self._reward: Level | None = None
         self._progress = Progress()
         self._settling = 0
+        self._illegible: set[str] = set()
 
     @property
     def calm(self) -> bool:
@@ -79,16 +84,21 @@ class AnomalyDetector:
         """Whether what had been learned at an earlier `level` is still there."""
         return self._progress.holds(level)
 
-    def observe(self, step: int, metrics: Mapping[str, Any]) -> list[Anomaly]:
+    def observe(
+        self, step: int, metrics: Mapping[str, Any], events: list[str] | None = None
+    ) -> list[Anomaly]:
         """Judge one step; those that act come before those that warn.
 
-        A flagged value does not become part of what is normal.
+        A flagged value does not become part of what is normal. What cannot be judged because it is
+        no number is told of in `events`, once a name.
         """
         found: list[Anomaly] = []
         numbers: dict[str, float] = {}
         for name, value in metrics.items():
             number = value if type(value) is float else as_float(value)
             if number is None:
+                if events is not None and name in _JUDGED and value is not None:
+                    self._tell_once(name, value, events)
                 continue
             if number - number == 0.0:
                 numbers[name] = number
@@ -106,6 +116,12 @@ class AnomalyDetector:
         if len(found) > 1:
             found.sort(key=lambda anomaly: not anomaly.acts)
         return found
+
+    def _tell_once(self, name: str, value: Any, events: list[str]) -> None:
+        if name not in self._illegible:
+            self._illegible.add(name)
+            kind = type(value).__name__
+            events.append(f"{name} is not judged: a {kind} that is no single number")
 
     def forget(self) -> None:
         """The run went back to an earlier state: the last step says nothing of the next one."""

@@ -33,6 +33,26 @@ class Attached:
         self.optimizer: Any = None
         self.extra: dict[str, Stateful] = {}
 
+    def add(self, model: Any, optimizer: Any, extra: Mapping[str, Stateful]) -> None:
+        """Take parts in; None leaves what there is.
+
+        Raises:
+            TypeError: one cannot be saved and put back; nothing was taken in.
+        """
+        for name, part in {"model": model, "optimizer": optimizer, **extra}.items():
+            if part is not None and not (
+                callable(getattr(part, "state_dict", None))
+                and callable(getattr(part, "load_state_dict", None))
+            ):
+                kind = type(part).__name__
+                raise TypeError(
+                    f"attach({name}=...): a {kind} has no state_dict() and load_state_dict(); "
+                    "attach what holds the weights, such as a torch.nn.Module or an optimizer"
+                )
+        self.model = self.model if model is None else model
+        self.optimizer = self.optimizer if optimizer is None else optimizer
+        self.extra.update(extra)
+
     def __bool__(self) -> bool:
         return self.model is not None or self.optimizer is not None or bool(self.extra)
 

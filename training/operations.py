@@ -135,7 +135,7 @@ class OperationsManager:
         }
         if self.enabled:
             ahead, dropped = self._note_step(step, events), self._drops(events)
-            found = self._detector.observe(step, numbers)
+            found = self._detector.observe(step, numbers, events)
             self._rewards.take(numbers, found, self.schedule_config)
             sure = None
             if found:
@@ -248,20 +248,18 @@ class OperationsManager:
             hyperparameters: what `apply` may set: `{"clip_epsilon": (getter, setter)}`, or an
                 object with attributes of these names, such as a `PPOTrainer`.
             guard: drop updates of the optimizer whose gradients are not finite.
-        """
-        attached = self._keeper.attached
-        if model is not None:
-            attached.model = model
-        if optimizer is not None:
-            attached.optimizer = optimizer
-            if guard and self.enabled:
-                from training.guard import GradientGuard  # noqa: PLC0415
 
-                self._unguard()
-                self.guard = GradientGuard(optimizer)
+        Raises:
+            TypeError: a part has no `state_dict` and `load_state_dict`; nothing was attached.
+        """
+        self._keeper.attached.add(model, optimizer, extra or {})
+        if optimizer is not None and guard and self.enabled:
+            from training.guard import GradientGuard  # noqa: PLC0415
+
+            self._unguard()
+            self.guard = GradientGuard(optimizer)
         if hyperparameters is not None:
             self._trials.hyperparameters.attach(hyperparameters)
-        attached.extra.update(extra or {})
         return self
 
     def resume(self) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import pytest
 from training import (
     CheckpointConfig,
     CheckpointError,
+    LearningScheduleConfig,
     OperationsManager,
     OperationsMetricsCollector,
 )
@@ -204,3 +205,60 @@ def test_the_collector_hears_of_everything(tmp_path: Path) -> None:
         ops.on_training_step(37, CALM)
         labels = {"service": "llm", "from_mode": "creative", "to_mode": "balanced"}
         assert value("circuit_breaker_downgrades_total", **labels) == 1
+
+
+@pytest.mark.parametrize("loss", ["abc", torch.ones(3), object()])
+def test_a_loss_that_is_no_number_is_told_of_once(ops: Any, loss: Any) -> None:
+    told = [ops.on_training_step(step, {**CALM, "loss": loss})["events"] for step in range(1, 4)]
+    assert [len(events) for events in told] == [1, 0, 0]
+    assert "loss is not judged" in told[0][0]
+    assert ops.on_training_step(4, {**CALM, "note": "words are welcome"})["events"] == []
+    assert ops.on_training_step(5, {**CALM, "approx_kl": None})["events"] == []
+
+
+@pytest.mark.parametrize("name", ["model", "optimizer", "scheduler"])
+def test_a_part_that_cannot_be_saved_is_refused_at_once(ops: Any, name: str) -> None:
+    model = torch.nn.Linear(2, 2)
+    parts: dict[str, Any] = {"model": model, "extra": {}}
+    (parts["extra"] if name == "scheduler" else parts)[name] = 42
+    with pytest.raises(TypeError, match=rf"attach\({name}=.*int has no state_dict"):
+        ops.attach(**parts)
+    assert ops.attach(model=model).on_training_step(10, CALM)["checkpoint_path"]
+
+
+def test_saved_when_asked_for_whatever_the_interval(ops: Any) -> None:
+    model = torch.nn.Linear(2, 2)
+    ops.attach(model=model)
+    assert ops.save() is None, "no step yet"
+    ops.on_training_step(3, CALM)
+    path = ops.save()
+    assert path is not None
+    assert ops.save() == path
+    assert ops.store.paths() == [path]
+    ops.on_training_step(4, {**CALM, "loss": math.nan})
+    assert ops.save() is None, "a flagged step is not saved"
+
+
+@pytest.mark.parametrize("name", ["window_scale", "return_scale"])
+def test_rewards_are_scaled_as_chosen_and_a_resume_goes_on(tmp_path: Path, name: str) -> None:
+    def scores(ops: OperationsManager, steps: range) -> list[float]:
+        rewards = [10.0 + step % 7 for step in steps]
+        return [
+            ops.on_training_step(step, {"loss": 1.0, "reward": reward})["metrics"][
+                "normalized_reward"
+            ]
+            for step, reward in zip(steps, rewards, strict=True)
+        ]
+
+    def manager(folder: str) -> OperationsManager:
+        return OperationsManager(
+            tmp_path / folder, schedule_config=LearningScheduleConfig(reward_normalizer=name)
+        )
+
+    with manager("whole") as ops:
+        whole = scores(ops, range(1, 41))
+    assert all(0 < score <= 10 for score in whole[1:]), "scaled, not centred"
+    with manager("first") as first, manager("second") as second:
+        begun = scores(first, range(1, 21))
+        second.load_state_dict(first.state_dict())
+        assert begun + scores(second, range(21, 41)) == whole
