@@ -169,7 +169,7 @@ class Walk:
                     quick = self.clock() - began <= QUICK_S
                     if judgement.then is Then.RETRY and may_retry and quick:
                         may_retry = False
-                    elif judgement.then is Then.WAIT and may_wait and self._short(error):
+                    elif judgement.then is Then.WAIT and may_wait and self._may_wait(target, error):
                         may_wait = False
                         await self._rest(target, error.retry_after or 0.0)
                     else:
@@ -363,9 +363,11 @@ class Walk:
             )
         )
 
-    def _short(self, error: UpstreamError) -> bool:
-        """Whether the Retry-After is short enough to wait for (B7)."""
-        return worth_waiting(error.retry_after, self.request.deadline - self.clock())
+    def _may_wait(self, target: Target, error: UpstreamError) -> bool:
+        """Whether the Retry-After is short enough (B7), and the purse full enough for what follows."""
+        left = self.request.deadline - self.clock()
+        short = worth_waiting(error.retry_after, left)
+        return short and target.budget.allows_retry(SAME_PLACE_ABOVE)
 
     def _error(self) -> GatewayError:
         """What the caller hears when no mode answered."""
