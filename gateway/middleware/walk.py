@@ -364,7 +364,7 @@ class Walk:
         )
 
     def _may_wait(self, target: Target, error: UpstreamError) -> bool:
-        """Whether the Retry-After is short enough (B7), and the purse full enough for what follows."""
+        """Whether the Retry-After is short enough (B7), and the purse full enough for a retry."""
         left = self.request.deadline - self.clock()
         short = worth_waiting(error.retry_after, left)
         return short and target.budget.allows_retry(SAME_PLACE_ABOVE)
