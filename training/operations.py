@@ -85,8 +85,7 @@ class OperationsManager:
         self._trials = Trials(lambda: self.retuning_config, self.retuning, self._keeper, retune)
         self.guard: GradientGuard | None = None
         self._pending: list[str] = []  # told with the next step
-        own = self._detector, self._keeper, self._trials, self._report
-        self._rescue = Rescue(anomaly, *own)
+        self._rescue = Rescue(anomaly, self._detector, self._keeper, self._trials, self._report)
         self._last_step: int | None = None
         self._last: dict[str, Any] = {}
         self._saves = Saves(checkpoint, anomaly, self._keeper, self._report, self._detector)
@@ -211,9 +210,8 @@ class OperationsManager:
             raise TrialRejected("the last step was anomalous")
         step = self._last_step or 0
         scale = self._trials.hyperparameters.entropy_scale
-        trial = self._trials.begin(
-            step, suggestions, self.schedule_config.entropy_coef(step) * scale
-        )
+        entropy_coef = self.schedule_config.entropy_coef(step) * scale
+        trial = self._trials.begin(step, suggestions, entropy_coef)
         changes = ", ".join(f"{n} {trial.old[n]:g} -> {v:g}" for n, v in trial.new.items())
         self._pending.append(f"on trial: {changes}")
         return trial
@@ -301,6 +299,11 @@ class OperationsManager:
             path = self._saves.save(self._last_step, self._last["metrics"], model_state)
             self._last["checkpoint_path"] = path
         return path
+
+    @property
+    def lr_scale(self) -> float:
+        """What rollbacks made of the learning rate; whoever sets it at each step multiplies."""
+        return self._keeper.lr_scale
 
     @property
     def store(self) -> Any:

@@ -191,7 +191,7 @@ def _resume(run: Run, ops: OperationsManager, tell: Callable[[str], None]) -> in
         tell("note: this environment's state cannot be kept; episodes begin anew")
     # What the loop takes from the step's result, and the checkpoint was taken before that.
     run.trainer.entropy_coef = ops.schedule_config.entropy_coef(found["step"])
-    run.lr_scale = ops.state_dict()["keeper"]["lr_scale"]
+    run.lr_scale = ops.lr_scale
     tell(f"resumed after update {found['step']} of {run.settings.updates} from {found['path']}")
     return int(found["step"])
 

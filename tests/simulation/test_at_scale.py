@@ -33,7 +33,7 @@ def test_every_invariant_holds(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2000, 2012))
+@pytest.mark.parametrize("seed", [787, *range(2000, 2010)])
 def test_every_invariant_holds_elsewhere(seed: int) -> None:
     assert not play(schedule(seed)).broken
 

@@ -73,7 +73,7 @@ class Watch:
                 self._resuming = False
             if found is not None:
                 self.resumed_step = found["step"]
-                self.lr_scale = self.ops.state_dict()["lr_scale"]
+                self.lr_scale = self.ops.lr_scale
                 _log.info("resumed at step %d from %s", found["step"], found["path"])
 
     @property

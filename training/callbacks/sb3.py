@@ -123,7 +123,7 @@ class OperationsCallback(_BaseCallback):  # type: ignore[misc]
             return float(model._current_progress_remaining)
 
         def set_rate(value: float) -> None:
-            rate.set(value / self.watch.ops.state_dict()["lr_scale"], left())
+            rate.set(value / self.watch.ops.lr_scale, left())
 
         setters: dict[str, Any] = {"learning_rate": (lambda: rate(left()), set_rate)}
         if hasattr(model, "clip_range"):

@@ -20,7 +20,8 @@ FOLDER = Path(sys.argv[1])
 def manager(name: str, *, every: int = 2, **anomaly: Any) -> OperationsManager:
     """Its checkpoints are `every` so many steps, and on disk when the step returns.
 
-    Runs this short say little of what is normal: a spike is fifty times the loss before it.
+    Runs this short say little of what is normal: a spike is fifty times the loss before it, acts at
+    once, and a checkpoint needs no probation.
     """
     return OperationsManager(
         FOLDER / name,
@@ -31,7 +32,7 @@ def manager(name: str, *, every: int = 2, **anomaly: Any) -> OperationsManager:
             loss_spike_threshold=50.0,
             reward_drop_threshold=0.02,
         ),
-        anomaly_config=AnomalyConfig(**anomaly),
+        anomaly_config=AnomalyConfig(profile="spec", probation_steps=0, **anomaly),
     )
 
 
