@@ -138,8 +138,8 @@ class ModelProcess:
         except OSError as error:  # the program itself cannot be run
             self._output.append(str(error))
         finally:
+            self._running.discard(self)  # before anyone hears of its end and looks
             self._ended.set_result(self._clock())
-            self._running.discard(self)
             if not self.ready.done():
                 self.ready.set_exception(NotStartedError(self._epitaph(), overdue=self._overdue))
 
