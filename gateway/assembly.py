@@ -201,7 +201,7 @@ class Assembly:
                 message = self._messages[choice.index] = _Message()
             message.add(choice)
             if not self.has_content:
-                self.has_content = bool(choice.delta.content) or choice.delta.carries()
+                self.has_content = choice.delta.carries()
 
     def text(self) -> str:
         """The first choice's content so far."""

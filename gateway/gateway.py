@@ -164,8 +164,7 @@ class Gateway:
             AllModesFailed: no allowed mode could answer.
             CircuitOpen, AdmissionRejected, DeadlineExceeded, UpstreamError: see `gateway.errors`.
         """
-        if self._closed or self._loop is not asyncio.get_running_loop():
-            self._check_loop()
+        self._check_loop()
         pipeline = self._in_force.pipeline
         request = build_request(
             prompt,

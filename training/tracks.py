@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Self
 
-from gateway.primitives.normalization import MAD_TO_SIGMA
+from gateway.primitives.normalization import MAD_TO_SIGMA, mad_of, median_of
 from training.config import AnomalyConfig
 
 # The order of a window is looked up anew after this many values: it costs more than all the rest.
@@ -103,8 +103,8 @@ class Track:
             ordered = sorted(self._values)
             self.low, self.high = ordered[0], ordered[-1]
             self.upper = ordered[9 * (len(ordered) - 1) // 10]
-            self.median = middle(ordered)
-            self.deviation = _deviation(ordered, self.median)
+            self.median = median_of(ordered)
+            self.deviation = MAD_TO_SIGMA * mad_of(ordered)
 
     def reach(self, options: AnomalyConfig, sure: float, ranges: float) -> float:
         """How far from the median a value must be to be beyond doubt."""
@@ -187,11 +187,10 @@ class Level(Track):
         if not self._stale:
             return
         super().refresh()
-        self.short = middle(sorted(list(self._values)[-_SHORT:]))
+        self.short = median_of(sorted(list(self._values)[-_SHORT:]))
         self.jitter = self.deviation
         if len(self._apart) >= _SHORT:
-            ordered = sorted(self._apart)
-            self.jitter = _deviation(ordered, middle(ordered))
+            self.jitter = MAD_TO_SIGMA * mad_of(sorted(self._apart))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, in JSON types."""
@@ -203,18 +202,6 @@ class Level(Track):
         super().load_state_dict(state)
         self.short, self.jitter = map(float, state["level"])
         self._apart = deque(map(float, state["apart"]), self.size)
-
-
-def middle(ordered: Sequence[float]) -> float:
-    """The median of sorted values."""
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2.0
-
-
-def _deviation(ordered: Sequence[float], centre: float) -> float:
-    """The standard deviation of normal values by their median distance from `centre`."""
-    # The distances of sorted values fall and then rise: two runs, which sorting only merges.
-    return MAD_TO_SIGMA * middle(sorted([abs(value - centre) for value in ordered]))
 
 
 def as_float(value: Any) -> float | None:

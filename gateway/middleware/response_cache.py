@@ -55,7 +55,6 @@ class ResponseCache:
     def __init__(self, store: Store, options: CacheOptions, ladder: Ladder, clock: Clock) -> None:
         self._store = store
         self._options = options
-        self._lifetime_s = options.lifetime_s
         self._ladder = ladder
         self._clock = clock
         self._flights: dict[_How, Flight] = {}
@@ -193,7 +192,7 @@ class ResponseCache:
         served.ttl_s = options.ttl(downshifted=served.degraded)
         rung = self._ladder.by_name[served.mode]
         entry = Entry(generation, self._clock(), rung.name, rung.identity.hex())
-        return self._store.put(question + rung.identity, entry, self._lifetime_s)
+        return self._store.put(question + rung.identity, entry, options.lifetime_s)
 
     async def aclose(self) -> None:
         """Stop every flight and free what it holds."""

@@ -20,7 +20,6 @@ from gateway.providers.base import Call
 
 # How full the purse of a failure domain must be to walk down into it once more (B8).
 _WALK_ABOVE = 0.5
-_NEVER = float("inf")
 _NONE: frozenset[Target] = frozenset()
 # Bound here because looking a member up in its enumeration costs 0.2 µs.
 _SUCCESS, _FAILURE, _IGNORED = Outcome.SUCCESS, Outcome.FAILURE, Outcome.IGNORED
@@ -228,10 +227,10 @@ class Walk:
             if request.buffered:
                 while await attempt.read():
                     attempt.chunks.clear()
-                    if visit.permit.lease_until < _NEVER:
+                    if visit.permit.probe:
                         prove(visit, attempt, self.clock())
             self.visit, self.attempt, self._target = visit, attempt, target
-            self.probing = visit.permit.lease_until < _NEVER
+            self.probing = visit.permit.probe
         except UpstreamError as error:
             failure = error
             if isinstance(error, StreamInterrupted):
@@ -317,7 +316,7 @@ class Walk:
         rung, permit, request = visit.rung, visit.permit, self.request
         mode, now = rung.mode, self.clock()
         first_token_s = mode.first_token_s if target.provider.streams else mode.deadline_s
-        if permit.lease_until < _NEVER:  # a probe
+        if permit.probe:
             slow_s = permit.slow_s or first_token_s
             first_token_s = min(first_token_s, slow_s, permit.lease_until - now)
         stall_s, left = mode.stall_s, request.deadline - now

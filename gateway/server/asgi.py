@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from typing import Any
 
 from gateway.openai_api.errors import BodyTooLarge
 from gateway.openai_api.words import Call
-from gateway.server.edge import Headers, answer
+from gateway.server.edge import LINGER_BYTES, Headers, answer, plain_path
 from gateway.server.options import ServerOptions
 from gateway.server.service import Service
 from gateway.server.watch import Watch
@@ -20,10 +20,6 @@ Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-
-# A body that is refused is still taken in for a while: a client that is busy sending would never
-# read why, and a connection closed with bytes unread is reset, answer and all (RFC 9112, 9.6).
-LINGER_BYTES: Final = 64 * 1024 * 1024
 
 
 class ASGI:
@@ -145,12 +141,3 @@ def _call(scope: Scope) -> Call:
         query=scope["query_string"].decode("latin-1"),
         peer=client[0] if client else "",
     )
-
-
-def plain_path(path: str) -> str:
-    """A path as routes are written: without `/v1` in front and without a slash at the end."""
-    if path.startswith("/v1/"):
-        path = path[3:]
-        if path == "/":
-            return "/v1"
-    return path if len(path) < 2 or path[-1] != "/" else path.rstrip("/") or "/"

@@ -30,8 +30,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from gateway.errors import GatewayError
 from gateway.openai_api.errors import BodyTooLarge, RequestTimedOut
 from gateway.openai_api.words import Call
-from gateway.server.asgi import plain_path
-from gateway.server.edge import answer
+from gateway.server.edge import LINGER_BYTES, answer, plain_path
 from gateway.server.exchange import Exchange
 from gateway.server.options import ServerOptions
 from gateway.server.refusals import BadHTTP, HeadTooLarge, TooManyConnections
@@ -44,9 +43,6 @@ _MAX_AHEAD: Final = 8
 _AHEAD_BYTES: Final = 65_536
 _SPARE: Final = 256  # connections past the limit that are still told why
 _LINGER_S: Final = 2.0
-# A body that is refused is still taken in for a while: a client that is busy sending would never
-# read why, and a connection closed with bytes unread is reset, answer and all (RFC 9112, 9.6).
-_LINGER_BYTES: Final = 64 * 1024 * 1024
 
 
 class Connection(HttpToolsProtocol):
@@ -167,7 +163,7 @@ class Connection(HttpToolsProtocol):
         assert exchange is not None
         exchange.size += len(body)
         if exchange.error is not None:
-            if exchange.size > _LINGER_BYTES:
+            if exchange.size > LINGER_BYTES:
                 self._close()
         elif exchange.size > self._options.max_body_bytes:
             self._too_large(exchange, "the body is longer")
@@ -257,7 +253,7 @@ class Connection(HttpToolsProtocol):
         exchange.pieces.clear()
 
     def _refuse_body(self, exchange: Exchange) -> None:
-        """Say at once that a body is too long, and close when it is in: see `_LINGER_BYTES`."""
+        """Say at once that a body is too long, and close when it is in: see `LINGER_BYTES`."""
         assert exchange.error is not None
         if not exchange.response_started:
             exchange.refuse(self._service.error(exchange.call, exchange.error))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Protocol
+from typing import Final, Protocol
 
 from gateway.openai_api.words import Body, Call
 from gateway.server.pings import Pings
@@ -15,6 +15,10 @@ from gateway.server.refusals import ShuttingDown
 from gateway.server.service import Service, error_event
 
 Headers = list[tuple[str, str]]
+
+# A body that is refused is still taken in for a while: a client that is busy sending would never
+# read why, and a connection closed with bytes unread is reset, answer and all (RFC 9112, 9.6).
+LINGER_BYTES: Final = 64 * 1024 * 1024
 
 
 class Out(Protocol):
@@ -65,6 +69,15 @@ async def answer(service: Service, call: Call, out: Out, ping_s: float) -> None:
         waits = out.whole(status, headers, body)
         if waits is not None:
             await waits
+
+
+def plain_path(path: str) -> str:
+    """A path as routes are written: without `/v1` in front and without a slash at the end."""
+    if path.startswith("/v1/"):
+        path = path[3:]
+        if path == "/":
+            return "/v1"
+    return path if len(path) < 2 or path[-1] != "/" else path.rstrip("/") or "/"
 
 
 async def _stream(

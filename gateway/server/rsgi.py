@@ -14,8 +14,7 @@ from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]
 from gateway.errors import GatewayError
 from gateway.openai_api.errors import BodyTooLarge, RequestTimedOut
 from gateway.openai_api.words import Call
-from gateway.server.asgi import plain_path
-from gateway.server.edge import Headers, answer
+from gateway.server.edge import Headers, answer, plain_path
 from gateway.server.options import ServerOptions
 from gateway.server.service import Service
 from gateway.server.watch import Watch

@@ -238,11 +238,7 @@ class Response:
         if self._source is not None:
             self._source = None
             self._error = error
-            waiter = self._waiter  # as `wake`, without the call: every answer passes here
-            if waiter is not None:
-                self._waiter = None
-                if not waiter.done():
-                    waiter.set_result(None)
+            self.wake()
 
     def wake(self) -> None:
         """Let the reader see what is new: once per read of the socket, not once per event."""

@@ -26,7 +26,7 @@ from gateway.policies.keys import key_hash
 from gateway.providers import decoding
 from gateway.providers.dialects import parse_error, retry_after
 from gateway.server.app import App
-from gateway.server.asgi import plain_path
+from gateway.server.edge import plain_path
 from gateway.sse import EventTooLarge, SSESplitter, encode
 from gateway.transport.base import Origin
 from gateway.transport.http1 import Connection

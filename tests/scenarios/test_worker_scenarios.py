@@ -191,6 +191,6 @@ def test_workers_go_on_without_their_file(crew: Crew, path: Path) -> None:
     assert [crew[0].does("ask") for _ in range(3)] == ["fast"] * 3
     assert crew[0].does("phase")[0] == "open"
     path.rmdir()
-    until(lambda: crew[0].does("ask") and crew[0].does("alone") == [False, True])
+    until(lambda: crew[0].does("ask") and crew[0].does("alone")[-1])  # on a busy machine, again
     until(lambda: crew[1].does("ask") == "fast")  # it meets the others again, within a second
     assert crew[1].does("phase")[0] == "open"

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from gateway.openai_api.words import Call, Reply
-from gateway.server.asgi import ASGI, plain_path
+from gateway.server.asgi import ASGI
+from gateway.server.edge import plain_path
 from gateway.server.options import ServerOptions
 from gateway.server.pings import PING, Pings
 from gateway.simulator.clock import run
