@@ -83,7 +83,8 @@ class Exchange:
     def raw(self, data: bytes) -> None:
         """Write bytes as they are."""
         if self._bytes_left is None:
-            self._transport.write(data)
+            if not self._transport.is_closing():  # asyncio would log each write to nobody
+                self._transport.write(data)
             return
         self._transport.write(data[: self._bytes_left])
         self._bytes_left -= len(data)

@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(CONFIGURED), help="only these gateways")
     parser.add_argument("--scenarios", default="", help="only these, such as 8,15,cache")
     parser.add_argument("--at-once", type=int, default=6, help="runs at the same time")
-    parser.add_argument("--patience", type=float, default=3.0, help="multiplies what is waited")
+    parser.add_argument("--patience", type=float, default=1.0, help="multiplies what is waited")
     parser.add_argument("--kept", action="store_true", help="lay out the cards that are kept")
     parser.add_argument("--write", action="store_true", help="keep the report under results/")
     options = parser.parse_args()

@@ -146,7 +146,8 @@ def ours(runner: str) -> Start:
     def start(place: Place) -> Server | None:
         port = _port()
         config = place.folder / "config.toml"
-        text = _OURS.format(*place.stubs[:2], port=port)
+        backup = place.stubs[1 if place.failover else 0]  # else everyone asks the same stub
+        text = _OURS.format(place.stubs[0], backup, port=port)
         if place.failover:
             text = (
                 text.replace(".creative]\n[", ".creative]\nfirst_token_s = 1\n[") + _OURS_FAILOVER
