@@ -8,7 +8,8 @@ telemetry can never change an outcome. Slow sinks must queue on their own side.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import msgspec
 
@@ -172,6 +173,23 @@ def traceparent(text: str) -> str:
     return text if text and _TRACEPARENT.fullmatch(text) else ""
 
 
+class ByKind:
+    """A listener that says which kinds of events it hears, and what it does with each.
+
+    Args:
+        handlers: what is called for events of a kind; the other kinds pass it by.
+    """
+
+    def __init__(self, handlers: Mapping[type[Event], Callable[[Any], None]]) -> None:
+        self.handlers = handlers
+
+    def __call__(self, event: Event) -> None:
+        """Take in one event."""
+        handler = self.handlers.get(type(event))
+        if handler is not None:
+            handler(event)
+
+
 class EventBus:
     """Hands events to listeners and keeps them from hurting anyone.
 
@@ -182,25 +200,42 @@ class EventBus:
 
     def __init__(self) -> None:
         self._listeners: list[Listener] = []
+        # Who is called for a kind of event, known from its first one on: a listener of some kinds
+        # costs the others nothing.
+        self._told: dict[type[Event], tuple[Listener, ...]] = {}
         self.heard = False
         self.faults = 0
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Add a listener; call the result to remove it."""
         self._listeners.append(listener)
-        self.heard = True
+        self._changed()
 
         def stop() -> None:
             if listener in self._listeners:
                 self._listeners.remove(listener)
-                self.heard = bool(self._listeners)
+                self._changed()
 
         return stop
 
     def emit(self, event: Event) -> None:
         """Tell every listener. Never raises."""
-        for listener in tuple(self._listeners):
+        kind = type(event)
+        if kind not in self._told:
+            self._told[kind] = tuple(self._who_hears(kind))
+        for listener in self._told[kind]:
             try:
                 listener(event)
             except Exception:  # noqa: BLE001 - a listener's fault is the listener's alone
                 self.faults += 1
+
+    def _who_hears(self, kind: type[Event]) -> Iterator[Listener]:
+        for listener in self._listeners:
+            if not isinstance(listener, ByKind):
+                yield listener
+            elif kind in listener.handlers:
+                yield listener.handlers[kind]
+
+    def _changed(self) -> None:
+        self._told.clear()
+        self.heard = bool(self._listeners)

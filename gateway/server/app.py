@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from gateway.config import Config
 from gateway.errors import ConfigError
-from gateway.events import ConfigReloaded, Event, Listener
+from gateway.events import ConfigReloaded, EventBus, Listener
 from gateway.gateway import Gateway
 from gateway.server import openapi
 from gateway.server.access import Access
@@ -67,9 +67,13 @@ class App:
         self.gateway = Gateway(self.config, listeners=listeners, shared=shared)
         live = Live(self.gateway.status, board=shared)
         self._metrics = Metrics(self.gateway.status, at_once=False)
-        for listener in (live, self._metrics):
-            self.gateway.listen(listener)
-        self._tell = _all([*listeners, live, self._metrics])
+        events = EventBus()  # the server's own, for the same listeners
+        for listener in listeners:
+            events.listen(listener)
+        for counting in (live, self._metrics):
+            self.gateway.listen(counting)
+            events.listen(counting)
+        self._tell = events.emit
         self.operations = Operations(self.gateway, self.reload_all, self._metrics)
         self.dashboard = Dashboard(self.gateway, live)
         self.service = Service(
@@ -185,11 +189,3 @@ def _traces(options: ServerOptions) -> list[Listener]:
     from gateway.telemetry.traces import Traces  # noqa: PLC0415
 
     return [Traces()]
-
-
-def _all(listeners: list[Listener]) -> Listener:
-    def tell(event: Event) -> None:
-        for listener in listeners:
-            listener(event)
-
-    return tell

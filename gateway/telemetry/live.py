@@ -17,9 +17,9 @@ import msgspec
 from gateway.clock import Clock
 from gateway.events import (
     AttemptFinished,
+    ByKind,
     CircuitChanged,
     ConfigReloaded,
-    Event,
     HTTPFinished,
     RequestFinished,
     TargetResting,
@@ -78,7 +78,7 @@ class Board(Protocol):
         """What each worker has put up under `name`."""
 
 
-class Live:
+class Live(ByKind):
     """Hears events and knows how it stands.
 
     Args:
@@ -97,12 +97,23 @@ class Live:
         clock: Clock = time.monotonic,
         board: Board | None = None,
     ) -> None:
+        super().__init__(
+            {
+                RequestFinished: self._request,
+                AttemptFinished: self._attempt,
+                HTTPFinished: self._http,
+                CircuitChanged: self._circuit,
+                TargetResting: self._resting,
+                ConfigReloaded: self._config,
+            }
+        )
         self.on_news: Callable[[], None] = _nobody
         self.board = board
         self._status = status
         self._clock = clock
         self._since = clock()
         self._second = int(self._since)
+        self._next = self._second + 1
         self._now = Tally()
         self._seconds: deque[tuple[int, Tally]] = deque(maxlen=MINUTE_S)
         self._steps: deque[tuple[int, Tally]] = deque(maxlen=STEPS + 1)
@@ -113,37 +124,20 @@ class Live:
 
     # -- hearing --------------------------------------------------------------------------------
 
-    def __call__(self, event: Event) -> None:
-        """Take in one event."""
-        if event.at >= self._second + 1:
+    def _request(self, event: RequestFinished) -> None:
+        if event.at >= self._next:
             self._turn(event.at)
-        # By type, the frequent ones first: this is on the path of every request.
-        kind = type(event)
-        if kind is RequestFinished:
-            self._now.request(event)  # type: ignore[arg-type]
-            if event.outcome in _UNANSWERED:  # type: ignore[attr-defined]
-                self._unanswered(event)  # type: ignore[arg-type]
-        elif kind is AttemptFinished:
-            if self._failing or event.outcome == "failure":  # type: ignore[attr-defined]
-                self._attempt(event)  # type: ignore[arg-type]
-        elif kind is HTTPFinished:
-            if event.refused:  # type: ignore[attr-defined]
-                self._refused(event)  # type: ignore[arg-type]
-        elif isinstance(event, CircuitChanged):
-            self._circuit(event)
-        elif isinstance(event, TargetResting):
-            repeat = f"resting {event.mode} {event.target} {event.kind}"
-            self._tell(resting_words(event), event.at, repeat=repeat)
-        elif isinstance(event, ConfigReloaded):
-            self._tell(config_words(event), event.at)
+        self._now.request(event)
+        if event.outcome in _UNANSWERED:
+            repeat = f"{event.outcome} {event.requested_mode} {event.error}"
+            self._tell(unanswered_words(event), event.at, repeat=repeat)
 
-    def _unanswered(self, event: RequestFinished) -> None:
-        repeat = f"{event.outcome} {event.requested_mode} {event.error}"
-        self._tell(unanswered_words(event), event.at, repeat=repeat)
-
-    def _refused(self, event: HTTPFinished) -> None:
+    def _http(self, event: HTTPFinished) -> None:
         # What no route matched is somebody who looks for something else.
-        self._now.turned_away += event.status >= 400 and event.route != ""
+        if event.refused and event.status >= 400 and event.route:
+            if event.at >= self._next:
+                self._turn(event.at)
+            self._now.turned_away += 1
 
     def _attempt(self, event: AttemptFinished) -> None:
         """Which requests of a mode failed in a row; a request that tried twice is one (B4)."""
@@ -151,6 +145,8 @@ class Live:
             if event.mode in self._failing:
                 del self._failing[event.mode]
         elif event.outcome == "failure":
+            if event.at >= self._next:
+                self._turn(event.at)
             self._now.failure(event.mode)
             failing = self._failing.setdefault(event.mode, {})
             failing[event.request_id] = event.at
@@ -164,6 +160,13 @@ class Live:
         # Workers that share a circuit all hear of its moves: the epoch says that it is one move.
         key = f"{event.mode} {event.epoch} {event.new}"
         self._tell(told, event.at, key=key, failures=failures)
+
+    def _resting(self, event: TargetResting) -> None:
+        repeat = f"resting {event.mode} {event.target} {event.kind}"
+        self._tell(resting_words(event), event.at, repeat=repeat)
+
+    def _config(self, event: ConfigReloaded) -> None:
+        self._tell(config_words(event), event.at)
 
     def _tell(
         self, told: Told, at: float, *, key: str = "", repeat: str = "", failures: int = 0
@@ -196,13 +199,14 @@ class Live:
             self._steps[-1][1].take(self._now)
             self._now = Tally()
         self._second = int(at)
+        self._next = self._second + 1
 
     # -- telling --------------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
         """How this worker stands now. Costs a millisecond or two under heavy traffic."""
         now, status = self._clock(), self._status()
-        if now >= self._second + 1:
+        if now >= self._next:
             self._turn(now)
         second, step = self._second, self._second // STEP_S
         seconds = [tally for at, tally in self._seconds if at > second - MINUTE_S]

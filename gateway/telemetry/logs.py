@@ -15,14 +15,14 @@ from typing import Any, TextIO
 
 import msgspec
 
-from gateway.events import Event, HTTPFinished, RequestFinished
+from gateway.events import AttemptFinished, ByKind, Event, HTTPFinished, RequestFinished
 from gateway.telemetry.lines import LEVELS, Level, level_of, line_of, request_line
 from gateway.telemetry.writer import LineWriter
 
 _encode = msgspec.json.Encoder().encode
 
 
-class Log:
+class Log(ByKind):
     """A listener that writes lines.
 
     Attributes:
@@ -32,17 +32,29 @@ class Log:
     def __init__(
         self, write: Callable[[Event, Level], None], quietest: Level, writer: LineWriter | None
     ) -> None:
+        super().__init__(
+            {
+                **dict.fromkeys(Event.__subclasses__(), self._event),
+                HTTPFinished: self._http,
+                AttemptFinished: self._event if quietest == "debug" else self._attempt,
+            }
+        )
         self._write = write
         self._written = frozenset(LEVELS[LEVELS.index(quietest) :])
         self.writer = writer
 
-    def __call__(self, event: Event) -> None:
-        """Write what there is to say of an event."""
-        if type(event) is HTTPFinished and event.status < 400:
-            return  # the pipeline's line tells of it, or nobody need know
+    def _event(self, event: Event) -> None:
         level = level_of(event)
         if level in self._written:
             self._write(event, level)
+
+    def _attempt(self, event: AttemptFinished) -> None:
+        if event.outcome == "failure":  # else a debug line
+            self._event(event)
+
+    def _http(self, event: HTTPFinished) -> None:
+        if event.status >= 400:  # else the pipeline's line tells of it, or nobody need know
+            self._event(event)
 
     def close(self) -> None:
         """Write what is waiting, for at most a second. Idempotent; later lines are dropped."""

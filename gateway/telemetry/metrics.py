@@ -24,9 +24,9 @@ import msgspec
 from gateway.errors import GatewayError
 from gateway.events import (
     AttemptFinished,
+    ByKind,
     CircuitChanged,
     ConfigReloaded,
-    Event,
     HTTPFinished,
     RequestFinished,
     TargetResting,
@@ -64,7 +64,7 @@ _counters: WeakKeyDictionary[CollectorRegistry, Labelled] = WeakKeyDictionary()
 _making = threading.Lock()
 
 
-class Metrics:
+class Metrics(ByKind):
     """A listener that counts what happens, and renders it for Prometheus.
 
     Args:
@@ -89,6 +89,16 @@ class Metrics:
         registry: CollectorRegistry | None = None,
         at_once: bool = True,
     ) -> None:
+        super().__init__(
+            {
+                RequestFinished: self._request,
+                AttemptFinished: self._attempt,
+                HTTPFinished: self._http,
+                CircuitChanged: self._circuit,
+                TargetResting: self._resting,
+                ConfigReloaded: self._config,
+            }
+        )
         self._folder = shared_folder()
         self._registry = registry
         if at_once or self._folder is not None:
@@ -105,17 +115,6 @@ class Metrics:
         self._samples: list[Sample] = []
         self._refreshed = -_FRESH_S
         self._reloads_well = True
-
-    def __call__(self, event: Event) -> None:
-        """Count an event."""
-        if type(event) is RequestFinished:
-            self._request(event)
-        elif type(event) is AttemptFinished:
-            self._attempt(event)
-        elif type(event) is HTTPFinished:
-            self._http(event)
-        else:
-            self._seldom(event)
 
     def refresh(self) -> None:
         """Read the status. Call it in the gateway's own loop (some 60 us), before each `render`;
@@ -208,19 +207,21 @@ class Metrics:
             self._of("gateway_http_request_duration_seconds", route).observe,
         )
 
-    def _seldom(self, event: Event) -> None:
-        match event:
-            case CircuitChanged(mode=mode, old=old, new=new):
-                if new in DOWNSHIFTED and old not in DOWNSHIFTED:
-                    self._of("gateway_downshifts_total", mode, none_if_empty(event.cause)).inc()
-                elif old in DOWNSHIFTED and new not in DOWNSHIFTED:
-                    self._of("gateway_recoveries_total", mode).inc()
-            case TargetResting(mode=mode, target=target, kind=kind, alarm=alarm):
-                self._of("gateway_target_rests_total", mode, target, kind, str(alarm).lower()).inc()
-            case ConfigReloaded(result=result):
-                self._reloads_well = result == "applied"
-                self._refreshed = -_FRESH_S
-                self._of("gateway_config_reloads_total", result).inc()
+    def _circuit(self, event: CircuitChanged) -> None:
+        mode, old, new = event.mode, event.old, event.new
+        if new in DOWNSHIFTED and old not in DOWNSHIFTED:
+            self._of("gateway_downshifts_total", mode, none_if_empty(event.cause)).inc()
+        elif old in DOWNSHIFTED and new not in DOWNSHIFTED:
+            self._of("gateway_recoveries_total", mode).inc()
+
+    def _resting(self, event: TargetResting) -> None:
+        alarm = str(event.alarm).lower()
+        self._of("gateway_target_rests_total", event.mode, event.target, event.kind, alarm).inc()
+
+    def _config(self, event: ConfigReloaded) -> None:
+        self._reloads_well = event.result == "applied"
+        self._refreshed = -_FRESH_S
+        self._of("gateway_config_reloads_total", event.result).inc()
 
 
 class OperationsMetricsCollector:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.events import ConfigReloaded, Event, EventBus, traceparent
+from gateway.events import ByKind, ConfigReloaded, Event, EventBus, SharingChanged, traceparent
 
 GOOD = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -44,3 +44,21 @@ def test_a_listener_that_raises_is_counted_and_hurts_nobody() -> None:
     bus.emit(event)
     assert heard == [event]
     assert bus.faults == 2
+
+
+def test_a_listener_hears_the_kinds_it_names_and_no_others() -> None:
+    bus, some, all_of_them = EventBus(), list[Event](), list[Event]()
+    applied, lost = ConfigReloaded(at=1.0, result="applied"), SharingChanged(at=2.0, shared=False)
+    selective = ByKind({ConfigReloaded: some.append})
+    for event in (applied, lost):
+        bus.emit(event)  # nobody listens yet
+    stop = bus.listen(selective)
+    bus.listen(all_of_them.append)
+    for event in (applied, lost):
+        bus.emit(event)
+        selective(event)  # by itself it is a listener like any other
+    assert some == [applied, applied]
+    assert all_of_them == [applied, lost]
+    stop()
+    bus.emit(applied)
+    assert some == [applied, applied]
