@@ -37,7 +37,7 @@ def normal_finish_reason(reason: str | None) -> str | None:
     return _FINISH_REASONS.get(reason, reason) if reason else None
 
 
-class _TextDelta(Delta, gc=False):
+class _TextDelta(Delta):
     content: str = ""
     reasoning_content: None = None
     refusal: None = None
@@ -48,18 +48,17 @@ class _TextDelta(Delta, gc=False):
     reasoning: None = None
 
 
-class _TextChoice(Choice, gc=False):
+class _TextChoice(Choice):
     delta: _TextDelta
     index: Literal[0] = 0
     finish_reason: None = None
     logprobs: None = None
 
 
-class TextChunk(Chunk, gc=False):
+class TextChunk(Chunk):
     """A chunk that can only add text to choice 0: nearly every one of nearly every stream.
 
     That is said by the types, so that decoding one proves it, in C, and nobody need look again.
-    The collector does not track them (`gc=False`): there are many, and none refers to itself.
     """
 
     choices: Annotated[list[_TextChoice], msgspec.Meta(min_length=1, max_length=1)]  # type: ignore[assignment]

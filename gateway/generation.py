@@ -2,6 +2,9 @@
 
 The pieces (`Chunk`, `Choice`, `Delta`) keep OpenAI's own field names, so an event decodes straight
 into them. Merging pieces into one message is `gateway.assembly`'s business.
+
+The garbage collector does not track them (`gc=False`): many are made for each request, none can
+refer to itself, and each one tracked would bring the next collection nearer.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ Message = dict[str, Any]
 """One chat message in OpenAI's shape: `{"role": ..., "content": ...}` and what else it bears."""
 
 
-class Delta(msgspec.Struct, omit_defaults=True):
+class Delta(msgspec.Struct, omit_defaults=True, gc=False):
     """What one event adds to one choice. A field that is None adds nothing."""
 
     role: str | None = None
@@ -40,7 +43,7 @@ class Delta(msgspec.Struct, omit_defaults=True):
         )
 
 
-class Choice(msgspec.Struct):
+class Choice(msgspec.Struct, gc=False):
     """One choice (of `n`) inside a chunk."""
 
     delta: Delta
@@ -49,7 +52,7 @@ class Choice(msgspec.Struct):
     logprobs: dict[str, Any] | None = None
 
 
-class Chunk(msgspec.Struct):
+class Chunk(msgspec.Struct, gc=False):
     """One event of an answer under way.
 
     Attributes:
@@ -96,7 +99,7 @@ class Chunk(msgspec.Struct):
         return any(choice.delta.content or choice.delta.carries() for choice in self.choices)
 
 
-class CacheControl(msgspec.Struct, frozen=True):
+class CacheControl(msgspec.Struct, frozen=True, gc=False):
     """How one request may use the response cache (RFC 9111's request directives).
 
     Attributes:
@@ -112,7 +115,7 @@ class CacheControl(msgspec.Struct, frozen=True):
     stale_if_error: bool = True
 
 
-class GenerationRequest(msgspec.Struct, kw_only=True):
+class GenerationRequest(msgspec.Struct, kw_only=True, gc=False):
     """One request on its way through the layers.
 
     Attributes:
@@ -159,7 +162,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     attempts: int = 0
 
 
-class Served(msgspec.Struct, kw_only=True):
+class Served(msgspec.Struct, kw_only=True, gc=False):
     """Who answers, and honestly why (behaviour.md, B13). Complete once the first token is there.
 
     Attributes:
@@ -198,7 +201,7 @@ class Served(msgspec.Struct, kw_only=True):
     upstream_s: float = 0.0
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """Token counts. Zero where the upstream did not say."""
 
     prompt_tokens: int = 0
@@ -224,7 +227,7 @@ def _count(value: object) -> int:
     return int(value) if isinstance(value, (int, float)) else 0
 
 
-class Generation(msgspec.Struct, kw_only=True):
+class Generation(msgspec.Struct, kw_only=True, gc=False):
     """A finished answer.
 
     Attributes:

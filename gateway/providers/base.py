@@ -13,7 +13,7 @@ import msgspec
 from gateway.generation import Chunk, Message
 
 
-class Call(msgspec.Struct):
+class Call(msgspec.Struct, gc=False):
     """One attempt at one target.
 
     Attributes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -27,23 +27,24 @@ text_chunk = msgspec.json.Decoder(TextChunk).decode
 """Decode an event that adds text and nothing else; `msgspec.ValidationError` if it is another."""
 
 
-class _WholeChoice(msgspec.Struct):
-    message: Delta
-    index: int = 0
-    finish_reason: str | None = None
-    logprobs: dict[str, Any] | None = None
+class _WholeMessage(Delta):
+    tool_calls: Annotated[list[Any], msgspec.Meta(max_length=0)] | None = None
+    reasoning: None = None
 
 
-class _Whole(msgspec.Struct, forbid_unknown_fields=True):
-    """A whole answer as OpenAI, vLLM and llama.cpp send it; what else it may bear is for `extra`,
-    and that is the careful way's."""
+class _WholeChoice(Choice, kw_only=True):
+    delta: _WholeMessage = msgspec.field(name="message")
+    finish_reason: Literal["stop", "length", "content_filter"]
 
-    choices: list[_WholeChoice]
-    id: str = ""
+
+class _Whole(Chunk, forbid_unknown_fields=True):
+    """A whole answer as OpenAI, vLLM and llama.cpp send it: one choice of text. The types say so,
+    and it decodes into the chunk it is. What else it may bear is for `extra`: the careful way's.
+    """
+
+    choices: Annotated[list[_WholeChoice], msgspec.Meta(min_length=1, max_length=1)]  # type: ignore[assignment]
+    extra: None = None
     object: str = ""
-    model: str = ""
-    created: int = 0
-    usage: dict[str, Any] | None = None
     system_fingerprint: str | None = None
     service_tier: str | None = None
     timings: dict[str, Any] | None = None
@@ -53,7 +54,6 @@ class _Whole(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _whole = msgspec.json.Decoder(_Whole).decode
-_PLAIN_ENDS = frozenset({"stop", "length", "content_filter"})
 
 _untyped = msgspec.json.Decoder().decode
 
@@ -70,12 +70,6 @@ def fast_whole(payload: bytes) -> Chunk | None:
         whole = _whole(payload)
     except NOT_JSON:
         return None
-    if len(whole.choices) != 1:
-        return None
-    choice = whole.choices[0]
-    delta = choice.message
-    if choice.finish_reason not in _PLAIN_ENDS or delta.tool_calls or delta.reasoning is not None:
-        return None
     extra: dict[str, Any] = {}
     if whole.system_fingerprint is not None:
         extra["system_fingerprint"] = whole.system_fingerprint
@@ -83,8 +77,9 @@ def fast_whole(payload: bytes) -> Chunk | None:
         extra["service_tier"] = whole.service_tier
     if whole.timings is not None:
         extra["timings"] = whole.timings
-    added = Choice(delta, choice.index, choice.finish_reason, choice.logprobs)
-    return Chunk([added], whole.id, whole.model, whole.created, whole.usage, extra or None)
+    chunk: Chunk = whole
+    chunk.extra = extra or None
+    return chunk
 
 
 @dataclass(frozen=True, slots=True)
