@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from gateway.clock import Clock
 from gateway.errors import (
@@ -22,6 +23,7 @@ from gateway.middleware.base import Answer, Handler
 # Two sums of the same seconds may differ in their last bit.
 _ROUNDING_S = 1e-9
 _NO_USAGE = Usage()
+_PROMPT, _ANSWER = "prompt_tokens_details", "completion_tokens_details"
 # Refusals of an upstream that are its answer to the caller; a wrong key or model name is ours.
 _CALLERS = frozenset({ErrorKind.CONTEXT, ErrorKind.CONTENT, ErrorKind.REQUEST})
 
@@ -74,39 +76,40 @@ class Observe:
                 upstream_s = request.upstream_s
         queued_s = served.queued_s or request.queued_s
         usage = generation.usage if generation else _NO_USAGE
+        details = usage.details
         overhead_s, inter_token_s = _own_times(request, served, generation, queued_s)
         self._events.emit(
-            RequestFinished(
-                at=now,
-                request_id=request.id,
-                requested_mode=request.mode,
-                mode=served.mode,
-                model=served.model,
-                target=served.target,
-                tenant=request.tenant,
-                stream=not request.buffered,
-                degraded=served.degraded,
-                reason=served.reason,
-                cached=served.cached,
-                stale=served.stale,
-                attempts=served.attempts,
-                error="" if generation else _code(error),
-                finish_reason=generation.finish_reason if generation else None,
-                first_token_s=served.first_token_s,
-                duration_s=now - request.started,
-                prompt_tokens=usage.prompt_tokens,
-                completion_tokens=usage.completion_tokens,
-                operation="text_completion" if request.raw else "chat",
-                outcome=outcome,
-                status=_status(generation, error),
-                key=request.key,
-                trace=traceparent(request.trace),
-                queued_s=queued_s,
-                upstream_s=upstream_s,
-                overhead_s=overhead_s,
-                inter_token_s=inter_token_s,
-                cached_tokens=_detail(usage, "prompt_tokens_details", "cached_tokens"),
-                reasoning_tokens=_detail(usage, "completion_tokens_details", "reasoning_tokens"),
+            RequestFinished(  # in the order of its fields: see `Event`
+                now,
+                request.id,
+                request.mode,
+                served.mode,
+                served.model,
+                served.target,
+                request.tenant,
+                not request.buffered,
+                served.degraded,
+                served.reason,
+                served.cached,
+                served.stale,
+                served.attempts,
+                "" if generation else _code(error),
+                generation.finish_reason if generation else None,
+                served.first_token_s,
+                now - request.started,
+                usage.prompt_tokens,
+                usage.completion_tokens,
+                "text_completion" if request.raw else "chat",
+                outcome,
+                200 if generation else _status(error),
+                request.key,
+                traceparent(request.trace) if request.trace else "",
+                queued_s,
+                upstream_s,
+                overhead_s,
+                inter_token_s,
+                _detail(details, _PROMPT, "cached_tokens") if _PROMPT in details else 0,
+                _detail(details, _ANSWER, "reasoning_tokens") if _ANSWER in details else 0,
             )
         )
 
@@ -122,9 +125,7 @@ def _code(error: BaseException | None) -> str:
     return "abandoned" if _left(error) else "internal_error"
 
 
-def _status(generation: Generation | None, error: BaseException | None) -> int:
-    if generation is not None:
-        return 200
+def _status(error: BaseException | None) -> int:
     if isinstance(error, GatewayError):
         return error.http_status
     return 499 if _left(error) else 500
@@ -177,8 +178,8 @@ def _own_times(
     return max(0.0, overhead_s), inter_token_s
 
 
-def _detail(usage: Usage, part: str, name: str) -> int:
+def _detail(usage: dict[str, Any], part: str, name: str) -> int:
     """A count inside the upstream's usage object, 0 where it does not say."""
-    details = usage.details.get(part)
+    details = usage[part]
     count = details.get(name) if isinstance(details, dict) else None
     return count if isinstance(count, int) else 0

@@ -7,7 +7,8 @@ null is a field left out, as OpenAI has it: the mode's own default then applies.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from gateway.errors import InvalidRequest
 
@@ -15,7 +16,8 @@ MOST_STOPS = 64
 MOST_TOOLS = 1024
 
 
-class Rule(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Rule:
     """What one field may be.
 
     Attributes:
@@ -29,22 +31,23 @@ class Rule(NamedTuple):
     kind: type | None = None
 
 
-def known(fields: Mapping[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:
-    """The fields without nulls, each known one checked.
+def known(fields: dict[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:
+    """The same fields, each known one checked and those that are null taken out.
 
     Raises:
         InvalidRequest: names the first field that is not what it must be.
     """
-    kept: dict[str, Any] = {}
+    nulls = []
     for name, value in fields.items():
-        rule = rules.get(name)
-        if rule is not None:
+        if name in rules:
+            rule = rules[name]
             if value is None:
-                continue
-            if type(value) is not rule.kind and not rule.fits(value):
+                nulls.append(name)
+            elif type(value) is not rule.kind and not rule.fits(value):
                 raise wrong(name, rule.expected, value)
-        kept[name] = value
-    return kept
+    for name in nulls:
+        del fields[name]
+    return fields
 
 
 def wrong(name: str, expected: str, value: Any) -> InvalidRequest:
@@ -95,7 +98,10 @@ def _number(low: float = float("-inf"), high: float = float("inf")) -> Rule:
     any_number = low == float("-inf") and high == float("inf")
     return Rule(
         "a number" if any_number else f"a number{bounds}",
-        lambda v: isinstance(v, int | float) and not isinstance(v, bool) and low <= v <= high,
+        lambda v: (
+            (type(v) is float or (isinstance(v, int | float) and not isinstance(v, bool)))
+            and low <= v <= high
+        ),
     )
 
 

@@ -179,8 +179,12 @@ class Connection(HttpToolsProtocol):
         assert exchange is not None
         self._in_head = True
         exchange.more_body = False
-        if exchange is self._running:
-            self._turn(exchange)
+        if exchange is not self._running:
+            return
+        if exchange.error is None:
+            self._begin(exchange)
+        else:
+            self._refuse_body(exchange)
 
     # -- from request to answer -----------------------------------------------------------------
 
@@ -215,25 +219,27 @@ class Connection(HttpToolsProtocol):
         )
 
     def _turn(self, exchange: Exchange) -> None:
-        """It is this exchange's turn; called again when its body is complete."""
+        """It is this exchange's turn, whether its body is complete or not."""
         self._running = exchange
         if exchange.error is not None:
             self._refuse_body(exchange)
-        elif exchange.more_body:
+        elif not exchange.more_body:
+            self._begin(exchange)
+        else:
             self._deadline = self.loop.time() + self._options.body_s
             if "expect" in exchange.call.headers and not exchange.size:
                 self._go_on(exchange.call.headers["expect"])
-        else:
-            self._deadline = math.inf
-            call, pieces = exchange.call, exchange.pieces
-            call.body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            pieces.clear()
-            task = self.loop.create_task(
-                answer(self._service, call, exchange, self._options.ping_s)
-            )
-            exchange.task = task
-            self.tasks.add(task)
-            task.add_done_callback(self._done)
+
+    def _begin(self, exchange: Exchange) -> None:
+        """The request is whole: answer it."""
+        self._deadline = math.inf
+        call, pieces = exchange.call, exchange.pieces
+        call.body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        task = self.loop.create_task(answer(self._service, call, exchange, self._options.ping_s))
+        exchange.task = task
+        self.tasks.add(task)
+        task.add_done_callback(self._done)
 
     def _done(self, task: Any) -> None:
         self.tasks.discard(task)

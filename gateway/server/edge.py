@@ -73,11 +73,11 @@ async def answer(service: Service, call: Call, out: Out, ping_s: float) -> None:
 
 def plain_path(path: str) -> str:
     """A path as routes are written: without `/v1` in front and without a slash at the end."""
-    if path.startswith("/v1/"):
+    if path[:4] == "/v1/":
         path = path[3:]
         if path == "/":
             return "/v1"
-    return path if len(path) < 2 or path[-1] != "/" else path.rstrip("/") or "/"
+    return path if path[-1:] != "/" else path.rstrip("/") or "/"
 
 
 async def _stream(
@@ -97,13 +97,15 @@ async def _stream(
     if call.method == "HEAD":
         await body.aclose()
     pings = Pings(lambda ping: _sent(out.send(ping)), ping_s)
+    now = asyncio.get_running_loop().time
     try:
         async for piece in body:
             waits = out.send(piece)
             if waits is not None:
-                pings.pause()
+                pings.paused = True
                 await waits
-            pings.resume()
+                pings.paused = False
+            pings.quiet_since = now()
     except asyncio.CancelledError:
         if out.gone or not service.stopping:
             raise

@@ -111,7 +111,9 @@ class Exchange:
         """Send a piece; held up while 64 KiB wait for the client to read."""
         if self._flow.write_paused:
             return self._send_later(piece)
-        self._write(piece)
+        # A piece of no bytes would be the end of the body.
+        if piece and not self._transport.is_closing():
+            self._transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece)
         return None
 
     def end(self) -> Awaitable[object] | None:
@@ -160,14 +162,11 @@ class Exchange:
             return self._head(status, clean, more)
         return f"{start}{fields}{self._fixed}{more}{close}\r\n".encode("latin-1", "replace")
 
-    def _write(self, piece: bytes) -> None:
-        # A piece of no bytes would be the end of the body.
-        if piece and not self._transport.is_closing():
-            self._transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece)
-
     async def _send_later(self, piece: bytes) -> None:
         await self._flow.drain()
-        self._write(piece)
+        waits = self.send(piece)
+        if waits is not None:
+            await waits
 
     async def _whole_later(self, status: int, headers: Headers, body: bytes) -> None:
         await self._flow.drain()

@@ -16,27 +16,22 @@ class Pings:
     Args:
         send: sends it.
         every_s: silence allowed, seconds; 0 is never to send one.
+
+    Attributes:
+        paused: something else is being sent.
+        quiet_since: when the last of it was, on the loop's clock. Whoever sends says so.
     """
 
     def __init__(self, send: Callable[[bytes], Awaitable[None]], every_s: float) -> None:
         self._send = send
         self._every_s = every_s
         self._loop = asyncio.get_running_loop()
-        self._quiet_since = self._loop.time()
-        self._paused = False
+        self.quiet_since = self._loop.time()
+        self.paused = False
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         if every_s > 0:
             self._timer = self._loop.call_later(every_s, self._look)
-
-    def pause(self) -> None:
-        """Something is being sent."""
-        self._paused = True
-
-    def resume(self) -> None:
-        """It was sent."""
-        self._paused = False
-        self._quiet_since = self._loop.time()
 
     def stop(self) -> None:
         """No more comments."""
@@ -48,11 +43,11 @@ class Pings:
     def _look(self) -> None:
         now = self._loop.time()
         # The event loop's timers may fire a clock tick early.
-        if not self._paused and now >= self._quiet_since + self._every_s - 0.001:
-            self._quiet_since = now
+        if not self.paused and now >= self.quiet_since + self._every_s - 0.001:
+            self.quiet_since = now
             if self._task is None or self._task.done():
                 self._task = self._loop.create_task(self._ping())
-        again = self._quiet_since + self._every_s
+        again = self.quiet_since + self._every_s
         self._timer = self._loop.call_at(again if again > now else now + self._every_s, self._look)
 
     async def _ping(self) -> None:

@@ -87,12 +87,10 @@ class Service:
             self._ended(call, route, started, self._clock(), 0, broken)
             raise
         now = self._clock()
-        call.id = _request_id(call)
-        took_ms = (now - started) * 1000
         headers = [
             *headers,
-            ("x-request-id", call.id),
-            ("openai-processing-ms", f"{took_ms:.0f}"),
+            ("x-request-id", _request_id(call)),
+            ("openai-processing-ms", f"{(now - started) * 1000:.0f}"),
         ]
         if call.caller.key:
             headers += self.gateway.accounts.headers(call.caller.key)
@@ -113,9 +111,8 @@ class Service:
 
     def refusal(self, call: Call, error: GatewayError) -> Reply:
         """The same for one whose end was told already."""
-        call.id = _request_id(call)
         status, headers, body = error_reply(error)
-        headers = [*headers, ("x-request-id", call.id)]
+        headers = [*headers, ("x-request-id", _request_id(call))]
         if self._cors is not None:
             headers += self._cors.headers(call)
         return status, headers, body
@@ -143,21 +140,21 @@ class Service:
             gone = not self.stopping
         caller, trace = call.caller, call.headers.get("traceparent")
         self._tell(
-            HTTPFinished(
-                at=now,
-                method=call.method,
-                route=route,
-                status=status or (499 if gone else 503),
-                error="" if error is None else _code(error, gone),
-                request_id=_request_id(call),
-                generation_id=call.generation_id,
-                tenant=caller.tenant,
-                key=caller.key,
-                duration_s=now - started,
-                request_bytes=len(call.body),
-                client_disconnected=gone,
-                refused=not call.generation_id,
-                trace=traceparent(trace) if trace else "",
+            HTTPFinished(  # in the order of its fields: see `Event`
+                now,
+                call.method,
+                route,
+                status or (499 if gone else 503),
+                "" if error is None else _code(error, gone),
+                call.id or _request_id(call),
+                call.generation_id,
+                caller.tenant,
+                caller.key,
+                now - started,
+                len(call.body),
+                gone,
+                not call.generation_id,
+                traceparent(trace) if trace else "",
             )
         )
 

@@ -78,7 +78,7 @@ _OUTCOMES: dict[str, Level] = {
 }
 
 
-class RequestLine(msgspec.Struct):
+class RequestLine(msgspec.Struct, gc=False):
     """What there is to say of one request, in the order in which it is written.
 
     A struct because there is one a request: C fills it in and writes it in half a dict's time.

@@ -99,9 +99,9 @@ def test_no_comment_while_something_else_is_sent_and_none_after_the_end() -> Non
     async def stream() -> None:
         pings = Pings(send, 15.0)
         await asyncio.sleep(10)
-        pings.pause()
+        pings.paused = True
         await asyncio.sleep(100)  # a slow reader: what is sent first must go first
-        pings.resume()
+        pings.paused, pings.quiet_since = False, asyncio.get_running_loop().time()
         await asyncio.sleep(50)
         pings.stop()
         await asyncio.sleep(100)
