@@ -65,6 +65,7 @@ class RSGI:
             return
         finally:
             watch.stop()
+            out.end()
 
     async def _read(self, call: Call, protocol: Any) -> bytes:
         """The whole body.
@@ -121,7 +122,8 @@ class _Out:
         return sent
 
     def end(self) -> None:
-        """granian ends a stream with its task."""
+        """Let go of the stream: granian ends it when nobody holds it any more."""
+        self._stream = None
 
 
 def _call(scope: Any) -> Call:

@@ -287,10 +287,14 @@ class SharedStore:
             # Who is alone has found the file locked before, and does not wait for it again.
             wait_s = 0.0 if alone else WAIT_S
             found = patiently(lambda: in_file(self.path, lasting=self._lasting), wait_s)
-            if alone:
-                self._bring(alone.db, found.db)
         except (Error, OSError) as error:
             return self._go_alone(error)
+        if alone:
+            try:
+                self._bring(alone.db, found.db)
+            except Error as error:
+                found.close()
+                return self._go_alone(error)
         return self._use(found, "")
 
     def _go_alone(self, error: Exception) -> Place:

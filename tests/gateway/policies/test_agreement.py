@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -394,7 +395,7 @@ def test_what_one_did_alone_counts_where_nobody_else_did_anything(
     hire: Hire, clock: ManualClock, tmp_path: Path
 ) -> None:
     a, b = hire(), hire()
-    with sqlite3.connect(tmp_path / "shared.sqlite") as other:
+    with closing(sqlite3.connect(tmp_path / "shared.sqlite")) as other:
         other.execute("BEGIN IMMEDIATE")
         assert a.run(F, F, F) is Phase.OPEN
         assert not a.store.shared

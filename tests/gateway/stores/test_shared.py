@@ -245,6 +245,29 @@ def test_a_locked_file_holds_nobody_up(
     assert [shared for shared, _ in pair[0].told] == [False, True]
 
 
+def test_who_finds_the_file_locked_on_the_way_back_keeps_nothing_open(
+    pair: tuple[Worker, Worker], path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = pair[0]
+    with Locked(path):
+        worker.add("tokens", 1)
+    assert not worker.shared
+    locked, opened = Locked(path), list[shared_file.Place]()
+
+    def in_file(name: str, *, lasting: bool) -> shared_file.Place:
+        opened.append(shared_file.in_file(name, lasting=lasting))
+        locked.__enter__()
+        return opened[-1]
+
+    monkeypatch.setattr("gateway.stores.shared.in_file", in_file)
+    clock.advance(1.0)
+    worker.add("tokens", 1)
+    locked.__exit__()
+    assert not worker.shared
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].db.execute("SELECT 1")
+
+
 def test_a_full_disk_lets_the_step_stand(pair: tuple[Worker, Worker], clock: ManualClock) -> None:
     cell, ran = Cell(pair[0], "creative"), list[bytes | None]()
     cell.change(lambda found: b"1")
