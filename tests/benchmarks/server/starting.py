@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from contextlib import ExitStack
+from urllib.request import urlopen
 
 from tests.benchmarks.goals import Field, Goal, judge, number
 from tests.benchmarks.measure import Cores, Series
@@ -79,4 +81,16 @@ class Fleet:
         weights = {name: Series([value]) for name, value in after.items()}
         section.findings.append(judge(_FIRST, self._start_s, field))
         section.findings.append(judge(_MEMORY, weights, field))
+        if OURS in self.servers:
+            section.remarks.append(
+                f"The gateway keeps answers, the others do not: {_cached(self.servers[OURS])} after"
+                " the load ([cache] max_bytes bounds them, 64 MiB as shipped)."
+            )
         return section
+
+
+def _cached(server: Server) -> str:
+    """What its cache holds, as our server tells it."""
+    with urlopen(f"http://127.0.0.1:{server.port}/status", timeout=5) as response:
+        cache = json.load(response)["cache"]
+    return f"{cache['entries']:,} of {cache['bytes'] / 1e6:.0f} MB"
