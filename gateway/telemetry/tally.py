@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -18,6 +19,16 @@ REFUSED: Final = ":refused"
 
 _K = TypeVar("_K")
 _NOBODY: Final = {"failed": FAILED, "refused": REFUSED}
+_ANSWERED: Final = frozenset({"ok", "degraded", "stale"})
+
+
+def _none() -> defaultdict[Any, int]:
+    """Counts in which what is not there is 0: to count one more is to add to it."""
+    return defaultdict(int)
+
+
+def _none_of_any() -> defaultdict[Any, Any]:
+    return defaultdict(_none)
 
 
 class Tally(msgspec.Struct):
@@ -39,51 +50,40 @@ class Tally(msgspec.Struct):
     """
 
     requests: int = 0
-    outcomes: dict[str, int] = {}
-    flow: dict[str, dict[str, int]] = {}
+    outcomes: dict[str, int] = msgspec.field(default_factory=_none)
+    flow: dict[str, dict[str, int]] = msgspec.field(default_factory=_none_of_any)
     cached: int = 0
     tokens: int = 0
     turned_away: int = 0
-    failures: dict[str, int] = {}
-    duration: Counts = {}
-    first_token: dict[str, Counts] = {}
-    overhead: Counts = {}
+    failures: dict[str, int] = msgspec.field(default_factory=_none)
+    duration: Counts = msgspec.field(default_factory=_none)
+    first_token: dict[str, Counts] = msgspec.field(default_factory=_none_of_any)
+    overhead: Counts = msgspec.field(default_factory=_none)
 
     def request(self, event: RequestFinished) -> None:
         """Count one request. On the path of every request: one to three microseconds."""
         outcome = event.outcome
         self.requests += 1
-        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+        self.outcomes[outcome] += 1
         cached = event.cached or event.stale
-        answered = outcome in ("ok", "degraded", "stale")
+        answered = outcome in _ANSWERED
         if answered:
-            by = CACHE if cached else event.mode
-            index = bucket(event.duration_s)
-            self.duration[index] = self.duration.get(index, 0) + 1
-        else:
-            by = _NOBODY.get(outcome, "")
-        if by:
-            flow = self.flow.get(event.requested_mode)
-            if flow is None:
-                flow = self.flow[event.requested_mode] = {}
-            flow[by] = flow.get(by, 0) + 1
+            self.flow[event.requested_mode][CACHE if cached else event.mode] += 1
+            self.duration[bucket(event.duration_s)] += 1
+        elif outcome in _NOBODY:
+            self.flow[event.requested_mode][_NOBODY[outcome]] += 1
         if cached:
             self.cached += answered
             return
         self.tokens += event.completion_tokens
         if answered and event.first_token_s is not None:
-            first = self.first_token.get(event.mode)
-            if first is None:
-                first = self.first_token[event.mode] = {}
-            index = bucket(event.first_token_s)
-            first[index] = first.get(index, 0) + 1
+            self.first_token[event.mode][bucket(event.first_token_s)] += 1
         if event.overhead_s is not None:
-            index = bucket(event.overhead_s)
-            self.overhead[index] = self.overhead.get(index, 0) + 1
+            self.overhead[bucket(event.overhead_s)] += 1
 
     def failure(self, mode: str) -> None:
         """Count one failed upstream attempt."""
-        self.failures[mode] = self.failures.get(mode, 0) + 1
+        self.failures[mode] += 1
 
     def take(self, other: Tally) -> None:
         """Add another span's counts."""
@@ -96,14 +96,14 @@ class Tally(msgspec.Struct):
         histogram.add(self.duration, other.duration)
         histogram.add(self.overhead, other.overhead)
         for asked, flow in other.flow.items():
-            _add(self.flow.setdefault(asked, {}), flow)
+            _add(self.flow[asked], flow)
         for mode, first in other.first_token.items():
-            histogram.add(self.first_token.setdefault(mode, {}), first)
+            histogram.add(self.first_token[mode], first)
 
     @property
     def answered(self) -> int:
         """Requests that got an answer, from whomever."""
-        return sum(self.outcomes.get(name, 0) for name in ("ok", "degraded", "stale"))
+        return sum(self.outcomes.get(name, 0) for name in _ANSWERED)
 
 
 def total(tallies: Iterable[Tally]) -> Tally:
