@@ -66,7 +66,7 @@ class TextChunk(Chunk):
     extra: None = None
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, gc=False):
     """One choice under construction. A struct, whose fields C fills in: one is made per answer."""
 
     role: str = "assistant"
@@ -148,7 +148,7 @@ def _merge_logprobs(into: dict[str, Any], piece: dict[str, Any]) -> None:
             into[key] = list(value) if isinstance(value, list) else value
 
 
-class Assembly:
+class Assembly(msgspec.Struct, gc=False):
     """One answer, merged from its chunks as they pass.
 
     Attributes:
@@ -158,18 +158,14 @@ class Assembly:
         has_content: whether anything came that a caller would see (behaviour.md, B15).
     """
 
-    __slots__ = ("_messages", "_plain", "created", "extra", "has_content", "id", "model", "usage")
-
-    def __init__(self) -> None:
-        self.id = ""
-        self.model = ""
-        self.created = 0
-        self.usage: dict[str, Any] | None = None
-        self.extra: dict[str, Any] = {}
-        self.has_content = False
-        first = _Message()
-        self._messages: dict[int, _Message] = {0: first}
-        self._plain = first.content  # where nearly every chunk of nearly every answer goes
+    id: str = ""
+    model: str = ""
+    created: int = 0
+    usage: dict[str, Any] | None = None
+    extra: dict[str, Any] = {}
+    has_content: bool = False
+    _first: _Message = msgspec.field(default_factory=_Message)
+    _others: dict[int, _Message] = {}
 
     def add(self, chunk: Chunk) -> None:
         """Merge one chunk."""
@@ -177,7 +173,7 @@ class Assembly:
 
     def add_all(self, chunks: Iterable[Chunk]) -> None:
         """Merge chunks in order."""
-        plain, has_content = self._plain, self.has_content
+        plain, has_content = self._first.content, self.has_content
         for chunk in chunks:
             # The one hot case; an answer's first chunks bear its names, and are merged whole.
             if has_content and type(chunk) is TextChunk:
@@ -195,21 +191,24 @@ class Assembly:
         if chunk.extra:
             self.extra.update(chunk.extra)
         for choice in chunk.choices:
-            message = self._messages.get(choice.index)
-            if message is None:
-                message = self._messages[choice.index] = _Message()
-            message.add(choice)
+            (self._other(choice.index) if choice.index else self._first).add(choice)
             if not self.has_content:
                 self.has_content = choice.delta.carries()
 
+    def _other(self, index: int) -> _Message:
+        message = self._others.get(index)
+        if message is None:
+            message = self._others[index] = _Message()
+        return message
+
     def text(self) -> str:
         """The first choice's content so far."""
-        return "".join(self._plain)
+        return "".join(self._first.content)
 
     @property
     def finish_reason(self) -> str | None:
         """Why the first choice ended, in OpenAI's words; None while it has not."""
-        return self._messages[0].finish_reason
+        return self._first.finish_reason
 
     def choices(self) -> list[dict[str, Any]]:
         """The choices of a non-streamed answer, with every key strict clients ask for.
@@ -217,10 +216,10 @@ class Assembly:
         `content` is null where the message is something else (a tool call, a refusal);
         `refusal` and `logprobs` are null, `annotations` is `[]` where there are none.
         """
-        messages = self._messages
-        if len(messages) == 1:
-            return [messages[0].choice(0, self.id)]  # choice 0 is always there
-        return [messages[index].choice(index, self.id) for index in sorted(messages)]
+        choices = [self._first.choice(0, self.id)]
+        for index in sorted(self._others):
+            choices.append(self._others[index].choice(index, self.id))  # noqa: PERF401 - seldom any
+        return choices
 
 
 def chunks_of(generation: Generation) -> list[Chunk]:

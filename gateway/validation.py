@@ -19,7 +19,7 @@ _OURS = {
     "messages": "give the messages as the first argument",
 }
 _POLICIES = ("error", "continue")
-_INSTEAD_OF_TEXT = ("tool_calls", "function_call", "refusal", "audio")
+_INSTEAD_OF_TEXT = frozenset({"tool_calls", "function_call", "refusal", "audio"})
 _USUAL_KINDS = (bool, str, int, str, bool)
 _NOT_SAMPLING = frozenset(_OURS)
 _FOREVER_S = 1e9
@@ -117,8 +117,10 @@ def _cache_control(cache: CacheControl | bool) -> CacheControl:
         return _WITH_CACHE if cache else _WITHOUT_CACHE
     _check_kind(cache, CacheControl, "cache", "True, False or a CacheControl")
     max_age_s: Any = cache.max_age_s
+    if max_age_s is None:
+        return cache
     number = isinstance(max_age_s, (int, float)) and not isinstance(max_age_s, bool)
-    if max_age_s is not None and not (number and max_age_s >= 0):
+    if not (number and max_age_s >= 0):
         raise InvalidRequest(
             f"max_age_s must be a number of seconds >= 0, got {_short(max_age_s)}", param="cache"
         )
@@ -172,7 +174,9 @@ def _check_message(message: Any, place: str) -> int:
         raise InvalidRequest(f"{place} has no role, such as 'user'", param=f"{place}.role")
     content = message.get("content")
     # What an assistant may have said instead of text; clients send it back as it came.
-    calls = 1 if any(message.get(said) for said in _INSTEAD_OF_TEXT) else 0
+    calls = 0
+    if not _INSTEAD_OF_TEXT.isdisjoint(message):
+        calls = int(any(message.get(said) for said in _INSTEAD_OF_TEXT))
     if isinstance(content, str):
         return calls + (len(content) if content.strip() else 0)
     if content is None and calls:

@@ -8,13 +8,14 @@ three: moving a limit back is an attribute write, and the timer looks again when
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
+
+import msgspec
 
 from gateway.assembly import Assembly
 from gateway.clock import Clock
 from gateway.errors import ErrorKind, UpstreamRejected, UpstreamTimeout, UpstreamUnavailable
-from gateway.generation import Chunk
+from gateway.generation import Chunk, GenerationRequest
 from gateway.providers.base import Call, Provider, Reply
 
 # A timer that rings this late says more about our loop than about the upstream: look again after
@@ -24,7 +25,7 @@ _GRACE_S = 0.01
 _NEVER = float("inf")
 
 
-class Attempt:
+class Attempt(msgspec.Struct, eq=False):
     """One call to one provider.
 
     Must be opened, read and closed in one task: running out of time cancels that task's await.
@@ -32,15 +33,15 @@ class Attempt:
     Args:
         provider: who is called.
         call: what is asked.
+        request: whose call it is; its absolute deadline is looked up each time it matters.
         assembly: where the chunks are merged.
         clock: monotonic seconds.
-        deadline: the caller's absolute deadline, asked anew each time it matters.
+        started: when it is opened, on the clock.
         first_token_s: silence allowed before the first content token.
         stall_s: silence allowed between tokens.
 
     Attributes:
-        assembly: see above.
-        started: when it was opened, on the clock.
+        assembly, started: see above.
         first_token_at: when the first content token came, None before.
         ended: whether the clean end was read.
         late: whether it stopped waiting because its mode was open; its failure tells nothing new.
@@ -48,55 +49,26 @@ class Attempt:
         chunks: what has been read and not yet handed on.
     """
 
-    __slots__ = (
-        "_call",
-        "_cancelling",
-        "_clock",
-        "_deadline",
-        "_due",
-        "_expired",
-        "_first_token_s",
-        "_heard",
-        "_provider",
-        "_reply",
-        "_stall_s",
-        "_task",
-        "_timer",
-        "assembly",
-        "chunks",
-        "ended",
-        "first_token_at",
-        "late",
-        "received",
-        "started",
-    )
-
-    def __init__(
-        self,
-        provider: Provider,
-        call: Call,
-        assembly: Assembly,
-        clock: Clock,
-        deadline: Callable[[], float],
-        first_token_s: float,
-        stall_s: float,
-    ) -> None:
-        self._provider = provider
-        self._call = call
-        self.assembly = assembly
-        self._clock = clock
-        self._deadline = deadline
-        self._first_token_s = first_token_s
-        self._stall_s = stall_s
-        self.started = self._heard = self._due = 0.0
-        self.first_token_at: float | None = None
-        self.ended = self.late = False
-        self.received = self._cancelling = 0
-        self.chunks: list[Chunk] = []
-        self._expired = ""
-        self._reply: Reply | None = None
-        self._task: asyncio.Task[Any] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+    _provider: Provider
+    _call: Call
+    _request: GenerationRequest
+    assembly: Assembly
+    _clock: Clock
+    started: float
+    _first_token_s: float
+    _stall_s: float
+    first_token_at: float | None = None
+    ended: bool = False
+    late: bool = False
+    received: int = 0
+    chunks: list[Chunk] = []
+    _heard: float = 0.0
+    _due: float = 0.0
+    _expired: str = ""
+    _reply: Reply | None = None
+    _task: asyncio.Task[Any] | None = None
+    _cancelling: int = 0
+    _timer: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
         """Send the call and read until the first content token, or to a whole answer without one.
@@ -106,7 +78,7 @@ class Attempt:
         """
         self._task = task = asyncio.current_task()
         self._cancelling = task.cancelling() if task else 0
-        now = self.started = self._heard = self._clock()
+        now = self._heard = self.started
         self._due = now + self._first_token_s
         self._set_timer(now)
         try:
@@ -192,7 +164,7 @@ class Attempt:
     def _set_timer(self, now: float) -> None:
         # Never for longer than a stall, so that the first token need not set it anew: the limit
         # that holds from then on ends later than this.
-        due = min(self._due, now + self._stall_s, self._deadline())
+        due = min(self._due, now + self._stall_s, self._request.deadline)
         if due < _NEVER:
             self._call_later(max(0.0, due - now), due)
 
@@ -201,7 +173,7 @@ class Attempt:
 
     def _ring(self, meant_for: float) -> None:
         now = self._clock()
-        if min(self._due, self._deadline()) > now + 1e-3:
+        if min(self._due, self._request.deadline) > now + 1e-3:
             self._set_timer(now)  # it was early, or progress was made meanwhile
         elif now - meant_for > _LATE_S:
             self._call_later(_GRACE_S, now + _GRACE_S)
@@ -212,7 +184,7 @@ class Attempt:
         if self._expired:
             return  # one cancel is taken back; a second would end the whole request
         phase = "first_token" if self.first_token_at is None else "stall"
-        self._expired = phase if self._due <= self._deadline() else "total"
+        self._expired = phase if self._due <= self._request.deadline else "total"
         if self._task is not None:
             self._task.cancel()
 

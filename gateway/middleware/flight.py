@@ -22,7 +22,10 @@ from gateway.middleware.base import Answer, Handler
 # failed. Well within the 50 ms in which every call must end (B1).
 _LAST_WORD_S = 0.02
 
-Keep = Callable[[Generation], Awaitable[None] | None]
+Key = tuple[bytes, object]
+"""What is asked, and in which way: those who share a flight agree in both."""
+
+Keep = Callable[[Key, GenerationRequest, Generation], Awaitable[None] | None]
 """Says whether a whole answer is worth keeping, and if so how to keep it; that is done after
 everyone who waits has been told."""
 
@@ -31,6 +34,7 @@ class Flight:
     """One request under way for everyone who asked the same.
 
     Args:
+        key: see `Key`.
         request: the first caller's; later callers may extend its deadline.
         call_next: who answers.
         keep: see `Keep`.
@@ -56,6 +60,7 @@ class Flight:
         "ended",
         "error",
         "generation",
+        "key",
         "log",
         "loop",
         "passengers",
@@ -65,12 +70,14 @@ class Flight:
 
     def __init__(
         self,
+        key: Key,
         request: GenerationRequest,
         call_next: Handler,
         keep: Keep,
         gone: Callable[[Flight], None],
         clock: Clock,
     ) -> None:
+        self.key = key
         self.request = request
         self.clock = clock
         self.log: list[Chunk] = []
@@ -139,7 +146,7 @@ class Flight:
                     self.log += chunks
                     self._wake()
             self.generation = await answer.finish()
-            keeping = self._keep(self.generation)
+            keeping = self._keep(self.key, self.request, self.generation)
         except BaseException as error:  # noqa: BLE001 - handed to every passenger, who raises it
             self.error = error
         finally:

@@ -8,7 +8,6 @@ Fresh native -> fresh stand-in while downshifted -> live -> stale on an upstream
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -27,7 +26,7 @@ from gateway.errors import (
 )
 from gateway.generation import Chunk, Generation, GenerationRequest, Served
 from gateway.middleware.base import Answer, Handler
-from gateway.middleware.flight import Flight
+from gateway.middleware.flight import Flight, Key
 from gateway.policies.downshift import Ladder, Rung
 from gateway.policies.phases import Phase
 from gateway.policies.ttl import CacheOptions
@@ -37,8 +36,6 @@ from gateway.stores.base import Entry, Store
 _canonical = msgspec.msgpack.Encoder(order="sorted").encode
 _CALLERS = frozenset({ErrorKind.CONTEXT, ErrorKind.CONTENT, ErrorKind.REQUEST})
 _WHOLE = frozenset({"stop", "tool_calls", "function_call"})
-_How = tuple[bytes, tuple[str, bool, bool, str]]
-"""What is asked, and in which way: those who share a flight agree in both."""
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
 
 
@@ -57,8 +54,7 @@ class ResponseCache:
         self._options = options
         self._ladder = ladder
         self._clock = clock
-        self._flights: dict[_How, Flight] = {}
-        self._airborne: set[Flight] = set()
+        self._flights: dict[Key, Flight] = {}
 
     async def __call__(self, request: GenerationRequest, call_next: Handler) -> Answer:
         """Answer from the store, from a flight already under way, or from upstream."""
@@ -160,26 +156,22 @@ class ResponseCache:
 
     def _flight(self, request: GenerationRequest, question: bytes, call_next: Handler) -> Flight:
         """Join the flight of those who asked the same in the same way, or start one."""
-        how = (request.mode, request.buffered, request.allow_degrade, request.on_interrupt)
+        how: object = (request.mode, request.buffered, request.allow_degrade, request.on_interrupt)
+        if not (request.cache.read and request.cache.store):
+            how = object()  # like no other: nobody may join
         key = (question, how)
-        shared = request.cache.read and request.cache.store
-        flight = self._flights.get(key) if shared else None
-        if flight is not None:
-            return flight
-        keep = partial(self._keep, request, question)
-        flight = Flight(request, call_next, keep, partial(self._gone, key), self._clock)
-        self._airborne.add(flight)
-        if shared:
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = Flight(key, request, call_next, self._keep, self._gone, self._clock)
             self._flights[key] = flight
         return flight
 
-    def _gone(self, key: _How, flight: Flight) -> None:
-        self._airborne.discard(flight)
-        if self._flights.get(key) is flight:
-            del self._flights[key]
+    def _gone(self, flight: Flight) -> None:
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]
 
     def _keep(
-        self, request: GenerationRequest, question: bytes, generation: Generation
+        self, key: Key, request: GenerationRequest, generation: Generation
     ) -> Awaitable[None] | None:
         """Keep a whole answer under who served it. Never a truncated, filtered or empty one."""
         options, choices = self._options, generation.choices
@@ -192,11 +184,11 @@ class ResponseCache:
         served.ttl_s = options.ttl(downshifted=served.degraded)
         rung = self._ladder.by_name[served.mode]
         entry = Entry(generation, self._clock(), rung.name, rung.identity.hex())
-        return self._store.put(question + rung.identity, entry, options.lifetime_s)
+        return self._store.put(key[0] + rung.identity, entry, options.lifetime_s)
 
     async def aclose(self) -> None:
         """Stop every flight and free what it holds."""
-        for flight in list(self._airborne):
+        for flight in list(self._flights.values()):
             await flight.abort()
 
 

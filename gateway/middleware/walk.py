@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
+
 from gateway.assembly import Assembly
 from gateway.clock import Clock
 from gateway.detectors.failures import Judgement, Outcome, Then, judge
@@ -16,7 +18,7 @@ from gateway.middleware.verdict import LAST_DIGIT_S, prove, too_slow, verdict
 from gateway.middleware.watch import OverdueWatch
 from gateway.policies.downshift import Ladder, Refusal, Rung, Target, Visit
 from gateway.policies.second_attempts import DOUBT_S, QUICK_S, SAME_PLACE_ABOVE, worth_waiting
-from gateway.providers.base import Call
+from gateway.providers.base import Call, Provider
 
 # How full the purse of a failure domain must be to walk down into it once more (B8).
 _WALK_ABOVE = 0.5
@@ -25,7 +27,7 @@ _NONE: frozenset[Target] = frozenset()
 _SUCCESS, _FAILURE, _IGNORED = Outcome.SUCCESS, Outcome.FAILURE, Outcome.IGNORED
 
 
-class Walk:
+class Walk(msgspec.Struct, eq=False):
     """One request on its way down the ladder.
 
     Args:
@@ -41,53 +43,61 @@ class Walk:
         assembly: everything that has arrived of the answer.
     """
 
-    def __init__(
-        self,
-        request: GenerationRequest,
-        ladder: Ladder,
-        watch: OverdueWatch,
-        clock: Clock,
-        events: EventBus,
-    ) -> None:
-        self.request = request
-        self.clock = clock
-        self.assembly = Assembly()
-        self.visit: Visit | None = None
-        self.attempt: Attempt | None = None
-        self.probing = False
-        self._ladder = ladder
-        self._watch = watch
-        self._events = events
-        self._target: Target | None = None
-        self._start = self._next = ladder.by_name[request.mode].index
-        self._causes_met: Causes | None = None
-        self._domains: tuple[str, ...] = ()
-        self._window = 0
-        self._attempts = 0
-        self._upstream_s = 0.0
-        self._told: Served | None = None
+    request: GenerationRequest
+    _ladder: Ladder
+    _watch: OverdueWatch
+    clock: Clock
+    _events: EventBus
+    assembly: Assembly = msgspec.field(default_factory=Assembly)
+    visit: Visit | None = None
+    attempt: Attempt | None = None
+    probing: bool = False
+    _target: Target | None = None
+    _passed: int = 0
+    _causes_met: Causes | None = None
+    _domains: tuple[str, ...] = ()
+    _window: int = 0
+    _attempts: int = 0
+    _upstream_s: float = 0.0
+    _told: Served | None = None
 
     async def descend(self, prefix: str = "") -> None:
         """Go down from where the walk stands until a mode answers.
 
+        Each is tried with at most one quick retry and one short wait, and left if it fails.
+
         Args:
             prefix: text of an interrupted answer the next mode is to continue.
         """
-        request = self.request
-        for rung in self._ladder.below(self._start, allow_degrade=request.allow_degrade):
-            if rung.index < self._next:
-                continue
-            if self.clock() >= request.deadline:
-                raise self._error()
-            self._next = rung.index + 1
-            entry = rung.enter(native=rung.index == self._start, window=self._window)
-            if isinstance(entry, Refusal):
-                self._causes.refused(rung.name, entry)
-            elif await self._answers(entry, prefix):
-                return
-        trial = self._trial()
-        if trial is None or not await self._answers(trial, prefix):
-            raise self._error()
+        while True:
+            visit, tried = self._enter(), _NONE
+            may_retry = may_wait = True
+            try:
+                while (target := self._pick(visit, tried, prefix)) is not None:
+                    before_s = self._upstream_s
+                    try:
+                        return await self._try(visit, target, prefix)
+                    except UpstreamError as error:
+                        tried |= {target}
+                        judgement = judge(error)
+                        self._learn(visit.rung, target, error, judgement)
+                        if judgement.then is Then.RAISE:
+                            raise
+                        quick = self._upstream_s - before_s <= QUICK_S
+                        if judgement.then is Then.RETRY and may_retry and quick:
+                            may_retry = False
+                        elif (
+                            judgement.then is Then.WAIT
+                            and may_wait
+                            and self._may_wait(target, error)
+                        ):
+                            may_wait = False
+                            await self._rest(target, error.retry_after or 0.0)
+                        else:
+                            break
+            finally:
+                if self.visit is None:
+                    visit.leave()
 
     @property
     def _causes(self) -> Causes:
@@ -111,10 +121,10 @@ class Walk:
             queued_s=request.queued_s,
             upstream_s=self._upstream_s + self.clock() - attempt.started,
         )
-        if visit.rung.index != self._start:
+        if told.mode != request.mode:
             told.degraded = True
             told.reason = self._causes.reason or "failed"
-            told.until = self._ladder.rungs[self._start].until()
+            told.until = self._wanted().until()
         return told
 
     def settle(self, outcome: Outcome, error: UpstreamError | None = None, cause: str = "") -> None:
@@ -146,38 +156,27 @@ class Walk:
 
     # -- one mode -------------------------------------------------------------------------------
 
-    async def _answers(self, visit: Visit, prefix: str) -> bool:
-        """Try one mode, with at most one quick retry and one short wait. Leaves it if it fails."""
-        rung = visit.rung
-        tried: frozenset[Target] = _NONE
-        may_retry = may_wait = True
-        try:
-            while True:
-                target = self._pick(visit, tried, prefix)
-                if target is None:
-                    return False
-                began = self.clock()
-                try:
-                    await self._try(visit, target, prefix)
-                except UpstreamError as error:
-                    tried |= {target}
-                    judgement = judge(error)
-                    self._learn(rung, target, error, judgement)
-                    if judgement.then is Then.RAISE:
-                        raise
-                    quick = self.clock() - began <= QUICK_S
-                    if judgement.then is Then.RETRY and may_retry and quick:
-                        may_retry = False
-                    elif judgement.then is Then.WAIT and may_wait and self._may_wait(target, error):
-                        may_wait = False
-                        await self._rest(target, error.retry_after or 0.0)
-                    else:
-                        return False
-                else:
-                    return True
-        finally:
-            if self.visit is None:
-                visit.leave()
+    def _enter(self) -> Visit:
+        """Enter the next mode that lets it in, at last by the panic rule.
+
+        Raises:
+            GatewayError: none does, or time is up.
+        """
+        request, wanted = self.request, self._wanted()
+        rungs = self._ladder.below(wanted.index, allow_degrade=request.allow_degrade)
+        for rung in rungs[self._passed :]:
+            if self.clock() >= request.deadline:
+                raise self._error()
+            self._passed += 1
+            entry = rung.enter(native=rung is wanted, window=self._window)
+            if isinstance(entry, Visit):
+                return entry
+            self._causes.refused(rung.name, entry)
+        trial = self._trial() if self._passed == len(rungs) else None
+        self._passed += 1
+        if trial is None:
+            raise self._error()
+        return trial
 
     def _pick(self, visit: Visit, tried: frozenset[Target], prefix: str) -> Target | None:
         """The target to try next; a second attempt into one domain must be in the budget (B8)."""
@@ -202,43 +201,42 @@ class Walk:
 
     async def _try(self, visit: Visit, target: Target, prefix: str) -> None:
         """One attempt, to its commit point; or it raises, with everything freed."""
-        rung, request = visit.rung, self.request
-        mode = rung.mode
-        first_token_s, stall_s = self._limits(visit, target)
+        rung, request, permit = visit.rung, self.request, visit.permit
+        probing = self.probing = permit.probe
         if prefix:
             self.assembly.model = ""  # who goes on says its own name
         elif self._attempts:
             self.assembly = Assembly()  # a new attempt starts clean
+        mode, provider, now = rung.mode, target.provider, self.clock()
         fields = {**mode.sampling, **request.params}
         call = Call(request.messages, fields, request.id, mode.thinking, prefix, request.raw)
-        provider, limits = target.provider, (first_token_s, stall_s)
-        attempt = Attempt(provider, call, self.assembly, self.clock, self._deadline, *limits)
+        limits = self._limits(visit, provider, now)
+        attempt = Attempt(provider, call, request, self.assembly, self.clock, now, *limits)
         self._attempts += 1
         target.in_flight += 1
         failure: UpstreamError | None = None
         visit.outcome, visit.cause = _IGNORED, "cancelled"
         try:
-            self._watch.start(rung, visit.permit, attempt)
+            self._watch.start(rung, permit, attempt)
             try:
                 await attempt.open()
             finally:
                 self._watch.stop(rung, attempt)
-            rung.circuit.first_token(visit.permit)
+            rung.circuit.first_token(permit)
             if request.buffered:
                 while await attempt.read():
                     attempt.chunks.clear()
-                    if visit.permit.probe:
+                    if probing:
                         prove(visit, attempt, self.clock())
             self.visit, self.attempt, self._target = visit, attempt, target
-            self.probing = visit.permit.probe
         except UpstreamError as error:
             failure = error
             if isinstance(error, StreamInterrupted):
-                error.mode, error.partial = visit.rung.name, self.assembly.text()
-            visit.outcome, visit.cause = verdict(error, attempt, visit.rung), error.kind
+                error.mode, error.partial = rung.name, self.assembly.text()
+            visit.outcome, visit.cause = verdict(error, attempt, rung), error.kind
             raise
         except asyncio.CancelledError:
-            if too_slow(attempt, visit.rung):
+            if too_slow(attempt, rung):
                 visit.outcome = _FAILURE  # nobody waits for it any more, and no wonder
             raise
         finally:
@@ -262,7 +260,8 @@ class Walk:
         """Account for one attempt that is over."""
         attempt.close()
         now = self.clock()
-        self._upstream_s += now - attempt.started
+        took_s = now - attempt.started
+        self._upstream_s += took_s
         # For those who have no answer to say it, too: an error knows no `Served`.
         self.request.upstream_s = self._upstream_s
         self.request.attempts += 1
@@ -276,9 +275,9 @@ class Walk:
             target.budget.failed(late=attempt.late)
             target.doubted_until = now + DOUBT_S
         first = attempt.first_token_at
-        took = None if first is None else first - attempt.started
-        if took is not None and error is None:
-            visit.rung.latency.hear(visit.rung.name, took)
+        first_token_s = None if first is None else first - attempt.started
+        if first_token_s is not None and error is None:
+            visit.rung.latency.hear(visit.rung.name, first_token_s)
         if self._events.heard:
             self._events.emit(
                 AttemptFinished(
@@ -288,8 +287,8 @@ class Walk:
                     target=target.provider.name,
                     outcome=visit.outcome,
                     kind="" if visit.outcome is _SUCCESS else visit.cause,
-                    duration_s=now - attempt.started,
-                    first_token_s=took,
+                    duration_s=took_s,
+                    first_token_s=first_token_s,
                     probe=visit.permit.probe,
                 )
             )
@@ -298,40 +297,37 @@ class Walk:
 
     def _trial(self) -> Visit | None:
         """The panic rule: with every mode open and nothing tried, one leased trial (B9)."""
-        rung = None if self._attempts else self._ladder.panic(self._start)
-        if rung is None or (rung.index != self._start and not self.request.allow_degrade):
+        wanted = self._wanted()
+        rung = None if self._attempts else self._ladder.panic(wanted.index)
+        if rung is None or (rung is not wanted and not self.request.allow_degrade):
             return None
-        entry = rung.enter(native=rung.index == self._start, trial=True)
+        entry = rung.enter(native=rung is wanted, trial=True)
         return entry if isinstance(entry, Visit) else None
 
-    def _deadline(self) -> float:
-        return self.request.deadline
+    def _wanted(self) -> Rung:
+        return self._ladder.by_name[self.request.mode]
 
-    def _limits(self, visit: Visit, target: Target) -> tuple[float, float]:
+    def _limits(self, visit: Visit, provider: Provider, now: float) -> tuple[float, float]:
         """How long this attempt may be silent before its first token, and between tokens.
 
         No longer than an equal share of the time left between this mode and the lower ones that
         could still answer: the rest is their reserve (B1). A stream that has begun has none below.
         """
-        rung, permit, request = visit.rung, visit.permit, self.request
-        mode, now = rung.mode, self.clock()
-        first_token_s = mode.first_token_s if target.provider.streams else mode.deadline_s
-        if permit.probe:
+        mode, permit, request = visit.rung.mode, visit.permit, self.request
+        first_token_s = mode.first_token_s if provider.streams else mode.deadline_s
+        if self.probing:
             slow_s = permit.slow_s or first_token_s
             first_token_s = min(first_token_s, slow_s, permit.lease_until - now)
         stall_s, left = mode.stall_s, request.deadline - now
-        rungs, sharing = self._ladder.rungs, 1
-        longest = stall_s if stall_s > first_token_s else first_token_s
-        below = len(rungs) - 1 - rung.index if request.allow_degrade else 0
-        if left >= longest * (1 + below):
-            return first_token_s, stall_s  # enough for everyone: no need to ask how they stand
-        for lower in range(rung.index + 1, rung.index + 1 + below):
-            if rungs[lower].well(now):
-                sharing += 1
-        share = left / sharing
-        if request.buffered and share < stall_s:
-            stall_s = share
-        return (share if share < first_token_s else first_token_s), stall_s
+        below = self._ladder.rungs[visit.rung.index + 1 :] if request.allow_degrade else ()
+        if left < max(stall_s, first_token_s) * (1 + len(below)):  # not enough for everyone
+            sharing = 1
+            for lower in below:
+                sharing += lower.well(now)
+            left /= sharing
+        if request.buffered and left < stall_s:
+            stall_s = left
+        return (left if left < first_token_s else first_token_s), stall_s
 
     async def _rest(self, target: Target, seconds: float) -> None:
         """Wait as long as the target asked, then try it again unless others were told more."""

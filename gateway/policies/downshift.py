@@ -62,27 +62,23 @@ class Refusal(msgspec.Struct, frozen=True):
     retry_after: float | None = None
 
 
-class Visit:
+class Visit(msgspec.Struct, eq=False, gc=False):
     """A mode let a request in: the permit and the slot it holds until it leaves.
 
     Attributes:
+        native: whether the request asked for this very mode.
+        target: the best one when it was let in.
         outcome: what the visit counts as when it leaves; IGNORED until something says else.
         cause: why, for the event log.
-        target: the best one when it was let in.
     """
 
-    __slots__ = ("_left", "cause", "native", "outcome", "permit", "rung", "target")
-
-    def __init__(
-        self, rung: Rung, permit: Permit, *, native: bool, target: Target | None = None
-    ) -> None:
-        self.rung = rung
-        self.permit = permit
-        self.native = native
-        self.target = target
-        self.outcome = _IGNORED
-        self.cause = ""
-        self._left = False
+    rung: Rung
+    permit: Permit
+    native: bool
+    target: Target | None = None
+    outcome: Outcome = _IGNORED
+    cause: str = ""
+    _left: bool = False
 
     def leave(self) -> None:
         """Settle the permit and give the slot back. Idempotent, synchronous."""
@@ -238,7 +234,7 @@ class Rung:
         if permit is None:
             return self._refusal()
         self.limit.enter(native=native)
-        return Visit(self, permit, native=native, target=target)
+        return Visit(self, permit, native, target)
 
     def _refusal(self) -> Refusal:
         phase = self.circuit.phase()

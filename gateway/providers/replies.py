@@ -5,6 +5,8 @@ bytes --SSESplitter--> payloads --decoding--> chunks
 
 from __future__ import annotations
 
+import msgspec
+
 from gateway.errors import ErrorKind, StreamInterrupted, UpstreamError
 from gateway.generation import Chunk
 from gateway.providers.decoding import (
@@ -19,15 +21,12 @@ from gateway.sse import END, EventTooLarge, SSESplitter
 from gateway.transport.base import Response
 
 
-class WholeReply:
+class WholeReply(msgspec.Struct, eq=False):
     """An answer in one piece: one chunk, then the end."""
 
-    __slots__ = ("_decoder", "_ended", "_response")
-
-    def __init__(self, decoder: CarefulDecoder, response: Response) -> None:
-        self._decoder = decoder
-        self._response = response
-        self._ended = False
+    _decoder: CarefulDecoder
+    _response: Response
+    _ended: bool = False
 
     async def read(self) -> list[Chunk]:
         if self._ended:
@@ -50,33 +49,19 @@ class WholeReply:
             self._response.close()
 
 
-class StreamReply:
+class StreamReply(msgspec.Struct, eq=False):
     """An answer as events. Ends cleanly only behind `[DONE]` or a finish reason for each choice."""
 
-    __slots__ = (
-        "_begun",
-        "_decoder",
-        "_ended",
-        "_error",
-        "_finished",
-        "_n",
-        "_plain",
-        "_response",
-        "_seen",
-        "_splitter",
-    )
-
-    def __init__(self, decoder: CarefulDecoder, response: Response, n: int) -> None:
-        self._decoder = decoder
-        self._response = response
-        self._n = n
-        self._splitter = SSESplitter()
-        self._begun = False
-        self._plain = False  # the next event is likely to be text and nothing else
-        self._ended = False
-        self._error: UpstreamError | None = None  # raised once what came before it was read
-        self._seen: set[int] = set()  # choices other than 0 that have begun
-        self._finished: set[int] = set()
+    _decoder: CarefulDecoder
+    _response: Response
+    _n: int
+    _splitter: SSESplitter = msgspec.field(default_factory=SSESplitter)
+    _begun: bool = False
+    _plain: bool = False  # the next event is likely to be text and nothing else
+    _ended: bool = False
+    _error: UpstreamError | None = None  # raised once what came before it was read
+    _seen: set[int] = set()  # choices other than 0 that have begun
+    _finished: set[int] = set()
 
     async def read(self) -> list[Chunk]:
         while not self._ended:

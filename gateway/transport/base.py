@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
+import msgspec
+
 from gateway.errors import ErrorKind, StreamInterrupted, UpstreamUnavailable
 
 HIGH_WATER = 1024 * 1024
@@ -118,24 +120,25 @@ class Source(Protocol):
         ...
 
 
-class Response:
+class Response(msgspec.Struct, eq=False):
     """An answer whose headers have arrived; its body is read as it comes. For one reader.
+
+    Args:
+        source: where its bytes come from.
 
     Attributes:
         status: the HTTP status; 0 until the headers are here.
         headers: name (lower case) and value pairs, in order.
     """
 
-    __slots__ = ("_buffered", "_error", "_parts", "_source", "_waiter", "headers", "status")
-
-    def __init__(self, source: Source) -> None:
-        self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
-        self._source: Source | None = source  # None once nothing more can come
-        self._parts: list[bytes] = []
-        self._buffered = 0
-        self._error: Exception | None = None
-        self._waiter: asyncio.Future[None] | None = None
+    _source: Source | None
+    """None once nothing more can come."""
+    status: int = 0
+    headers: list[tuple[bytes, bytes]] = []
+    _parts: list[bytes] = []
+    _buffered: int = 0
+    _error: Exception | None = None
+    _waiter: asyncio.Future[None] | None = None
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of the header `name` (lower case), or None."""

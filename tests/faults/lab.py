@@ -275,7 +275,7 @@ class Lab:
         status = gateway.status()
         assert (status["in_flight"], status["queued"], status["listener_faults"]) == (0, 0, 0)
         pipeline = gateway._in_force.pipeline
-        assert not pipeline.cache._airborne
+        assert not pipeline.cache._flights
         assert not any(pipeline.gearbox._watch._waiting.values())
         for rung in pipeline.ladder:
             assert rung.circuit.in_flight == rung.limit.in_flight == 0, rung.name

@@ -232,7 +232,7 @@ class World:
             assert all(target.in_flight == 0 for target in rung.targets)
         assert pipeline.in_flight == 0
         assert pipeline.admission.queued == 0
-        assert not pipeline.cache._airborne and not pipeline.cache._flights
+        assert not pipeline.cache._flights
         assert not any(pipeline.gearbox._watch._waiting.values())
         for upstream in self.upstreams:
             assert upstream.stats.in_flight == 0

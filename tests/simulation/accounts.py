@@ -120,7 +120,6 @@ def _queues_are_empty(w: Watch) -> str | None:
     left = (
         pipeline.in_flight,
         pipeline.admission.queued,
-        len(pipeline.cache._airborne),
         len(pipeline.cache._flights),
         sum(map(len, pipeline.gearbox._watch._waiting.values())),
         len(w.gateway._in_force._leaving),

@@ -10,7 +10,7 @@ from stage import ScriptedProvider, Step, finish, loop, play, role, text, timers
 
 from gateway.assembly import Assembly
 from gateway.errors import ErrorKind, UpstreamRejected, UpstreamTimeout, UpstreamUnavailable
-from gateway.generation import Choice, Chunk, Delta
+from gateway.generation import Choice, Chunk, Delta, GenerationRequest
 from gateway.middleware.attempt import Attempt
 from gateway.providers.base import Call
 
@@ -18,7 +18,7 @@ from gateway.providers.base import Call
 def attempt_at(
     provider: ScriptedProvider,
     *,
-    deadline: float | Callable[[], float] = 100.0,
+    deadline: float = 100.0,
     first_token_s: float = 10.0,
     stall_s: float = 5.0,
     clock: Callable[[], float] | None = None,
@@ -26,11 +26,12 @@ def attempt_at(
     return Attempt(
         provider,
         Call([{"role": "user", "content": "hello"}], {}),
+        GenerationRequest(id="gen-1", mode="creative", messages=[], deadline=deadline),
         Assembly(),
-        clock=clock or loop().time,
-        deadline=deadline if callable(deadline) else lambda: deadline,
-        first_token_s=first_token_s,
-        stall_s=stall_s,
+        clock or loop().time,
+        loop().time(),
+        first_token_s,
+        stall_s,
     )
 
 
@@ -136,13 +137,12 @@ def test_a_stall_may_be_shorter_than_the_first_token_may_take() -> None:
 
 def test_the_deadline_is_asked_anew() -> None:
     async def scenario() -> None:
-        end = 5.0
         attempt = attempt_at(
-            ScriptedProvider([*(4.0, "x") * 4, finish()]), deadline=lambda: end, first_token_s=20.0
+            ScriptedProvider([*(4.0, "x") * 4, finish()]), deadline=5.0, first_token_s=20.0
         )
         reading = asyncio.ensure_future(_whole_in_task(attempt))
         await asyncio.sleep(3.0)
-        end = 50.0  # somebody with more time joined
+        attempt._request.deadline = 50.0  # somebody with more time joined
         assert await reading == "xxxx"
 
     async def _whole_in_task(attempt: Attempt) -> str:

@@ -10,7 +10,7 @@ from stage import loop, play, text, timers
 from gateway.errors import DeadlineExceeded, GatewayError, UpstreamUnavailable
 from gateway.generation import Chunk, Generation, GenerationRequest, Served
 from gateway.middleware.base import Answer
-from gateway.middleware.flight import Flight, Passenger, own_copy
+from gateway.middleware.flight import Flight, Key, Passenger, own_copy
 
 
 class Slow(Answer):
@@ -57,7 +57,12 @@ class Airport:
         self._opens_after = opens_after
         self._keeps_s = keeps_s
         self.flight = Flight(
-            self.request(0, buffered=buffered), self._call, self._keep, self._leaves, loop().time
+            (b"asked", "so"),
+            self.request(0, buffered=buffered),
+            self._call,
+            self._keep,
+            self._leaves,
+            loop().time,
         )
 
     def request(self, number: int, **more: Any) -> GenerationRequest:
@@ -73,7 +78,9 @@ class Airport:
         await asyncio.sleep(self._opens_after)
         return self.answer
 
-    def _keep(self, generation: Generation) -> Awaitable[None] | None:
+    def _keep(
+        self, _key: Key, _request: GenerationRequest, generation: Generation
+    ) -> Awaitable[None] | None:
         self.kept.append(generation)
         return self._store()
 

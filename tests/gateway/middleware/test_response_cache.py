@@ -167,7 +167,7 @@ def test_requests_that_cannot_be_said_in_json_are_refused_before_anything_is_ask
             with pytest.raises(InvalidRequest, match="JSON"):
                 await cached.ask(params=wrong)
             assert cached.calls == 0
-            assert not cached.layer._airborne
+            assert not cached.layer._flights
 
     play(scenario)
 
@@ -256,9 +256,8 @@ def test_flights_are_shared_only_by_those_who_ask_the_same_way() -> None:
         ]
         await asyncio.sleep(0.5)
         assert cached.calls == 1 + len(other)
-        assert len(cached.layer._airborne) == cached.calls
+        assert len(cached.layer._flights) == cached.calls
         await asyncio.gather(*same, *other)
-        assert not cached.layer._airborne
         assert not cached.layer._flights
 
     play(scenario)
