@@ -159,7 +159,7 @@ def test_a_read_only_folder_is_an_event_and_can_be_read(tmp_path: Path) -> None:
 
 
 HOLDING = """
-import os, sys, torch
+import os, signal, sys, torch
 from training.checkpoints.store import CheckpointStore
 store = CheckpointStore(sys.argv[1])
 child = os.fork()
@@ -167,8 +167,7 @@ if child == 0:
     sys.stdin.read()  # outlives its parent, as a data loader's worker may
     os._exit(0)
 print("held", flush=True)
-sys.stdin.readline()
-os.kill(os.getpid(), 9)
+signal.pause()
 """
 
 
@@ -185,7 +184,6 @@ def test_a_killed_run_leaves_no_lock_behind_even_with_a_worker_alive(tmp_path: P
         assert run_.stdout.readline() == b"held\n"
         with pytest.raises(FolderBusy, match="give each run its own folder"):
             CheckpointStore(tmp_path)
-        run_.stdin.write(b"die\n")
-        run_.stdin.flush()
+        run_.kill()
         assert run_.wait(30) == -signal.SIGKILL
         CheckpointStore(tmp_path, writer="none").close()
