@@ -94,7 +94,9 @@ class Server:
     def ask(self, *, stream: bool = False, model: str = "") -> tuple[int, bytes]:
         """Ask once; the status and the body, status 0 if there is no answer."""
         asked = {"model": model or self.models.of(stream=stream), "stream": stream}
-        body = json.dumps({**asked, **question("What is the capital of France?")})
+        # Two questions: modes with one target share their answers, and one kept is no stream.
+        about = "France, bit by bit" if stream else "France"
+        body = json.dumps({**asked, **question(f"What is the capital of {about}?")})
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
             connection.request("POST", self.path, body, dict(self.headers))
