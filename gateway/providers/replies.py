@@ -106,6 +106,8 @@ class StreamReply(msgspec.Struct, eq=False):
 
     def _add_usual(self, payload: bytes, chunks: list[Chunk]) -> bool:
         """Add an event that only adds to choices. Returns False if it needs a careful look."""
+        if b'"error"' in payload:
+            return False  # an error is one whatever else the event bears
         try:
             chunk = fast_chunk(payload)
         except NOT_JSON:

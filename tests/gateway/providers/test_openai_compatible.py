@@ -356,6 +356,8 @@ async def test_events_off_the_specification_are_understood() -> None:
             ErrorKind.RATE,
         ),
         (event({"content": "oops"}, finish_reason="error_finish"), ErrorKind.SERVER),
+        (event({"content": ""}, error={"message": "gone", "code": 500}), ErrorKind.SERVER),
+        (event({}, error={"message": "queue is full", "code": 503}), ErrorKind.OVERLOADED),
     ],
 )
 async def test_what_came_before_an_error_is_read_first(bad: bytes, kind: ErrorKind) -> None:
