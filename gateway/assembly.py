@@ -64,6 +64,7 @@ class TextChunk(Chunk):
     choices: Annotated[list[_TextChoice], msgspec.Meta(min_length=1, max_length=1)]  # type: ignore[assignment]
     usage: None = None
     extra: None = None
+    error: None = None
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -204,6 +205,15 @@ class Assembly(msgspec.Struct, gc=False):
     def text(self) -> str:
         """The first choice's content so far."""
         return "".join(self._first.content)
+
+    def continuable(self) -> bool:
+        """Whether somebody who is told `text` could go on from there: it is one text, begun and
+        not ended, and nothing else that a caller has seen the beginning of.
+        """
+        first = self._first
+        beside = (first.tools, first.function_call, first.refusal, first.audio)
+        under_way = bool(first.content) and first.finish_reason is None
+        return under_way and not self._others and all(part is None for part in beside)
 
     @property
     def finish_reason(self) -> str | None:

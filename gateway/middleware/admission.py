@@ -108,6 +108,10 @@ class Line:
                 if self._clock() >= until:
                     return False
                 place.called = loop.create_future()
+        except asyncio.CancelledError:
+            if not place.called.cancelled():  # it was called and will not come: call the next
+                loop.call_soon(self.wake)
+            raise
         finally:
             timer.cancel()
             self.places.remove(place)

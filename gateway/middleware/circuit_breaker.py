@@ -125,7 +125,7 @@ class LadderAnswer(Answer):
         walk.broken(error)
         if isinstance(error, UpstreamTimeout) and error.phase == "total":
             raise DeadlineExceeded("the deadline passed mid-answer", partial=partial) from error
-        if walk.request.on_interrupt == "continue":
+        if self._may_continue():
             # Half this mode's, half that one's: nobody's own answer, so nobody's to keep (B18).
             walk.request.cache = msgspec.structs.replace(walk.request.cache, store=False)
             try:
@@ -144,3 +144,12 @@ class LadderAnswer(Answer):
             mode=mode,
             partial=partial,
         ) from error
+
+    def _may_continue(self) -> bool:
+        """Whether a broken answer may be continued: the caller wishes it, and its text is all there
+        was of it. Reasoning, half a tool call or one of several choices would have to begin anew,
+        before the caller's eyes (B15).
+        """
+        request = self._walk.request
+        wished = request.on_interrupt == "continue" and request.params.get("n") in (None, 1)
+        return wished and self._walk.assembly.continuable()

@@ -21,6 +21,9 @@ from gateway.middleware.base import Answer, Handler
 # At the deadline the flight itself is heard first: it knows which modes were tried, and how they
 # failed. Well within the 50 ms in which every call must end (B1).
 _LAST_WORD_S = 0.02
+_ANY = float("inf")
+# Who has up to so many times as long as those aboard shares their flight all the same (B21).
+_AS_PATIENT = 2.0
 
 Key = tuple[bytes, object]
 """What is asked, and in which way: those who share a flight agree in both."""
@@ -45,6 +48,7 @@ class Flight:
         log: chunks so far; stays empty for callers who want one piece.
         served: who answers, None until it commits.
         generation, error: how it ended.
+        patience_s: how much time it had when it set out; inf before.
         passengers: callers aboard now.
         boarded: callers there ever were.
     """
@@ -64,6 +68,7 @@ class Flight:
         "log",
         "loop",
         "passengers",
+        "patience_s",
         "request",
         "served",
     )
@@ -85,6 +90,7 @@ class Flight:
         self.generation: Generation | None = None
         self.error: BaseException | None = None
         self.ended = False
+        self.patience_s = _ANY
         self.passengers = self.boarded = 0
         self._call_next = call_next
         self._keep = keep
@@ -100,6 +106,14 @@ class Flight:
         if request is not self.request:
             self.request.deadline = max(self.request.deadline, request.deadline)
         return Passenger(self, request)
+
+    def suits(self, request: GenerationRequest) -> bool:
+        """Whether a caller may come aboard. Modes are given up sooner for somebody in a hurry; who
+        has far more time must not get less because of that, as long as nothing has come.
+        """
+        if self.served is not None:
+            return True
+        return request.deadline - request.started <= _AS_PATIENT * self.patience_s
 
     async def abort(self) -> None:
         """Stop it, whoever is aboard, and wait until everything it held is free."""
@@ -137,6 +151,7 @@ class Flight:
     async def _fly(self) -> None:
         answer: Answer | None = None
         keeping: Awaitable[None] | None = None
+        self.patience_s = self.request.deadline - self.clock()
         try:
             answer = await self._call_next(self.request)
             self.served = answer.served

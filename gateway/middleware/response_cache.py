@@ -7,6 +7,7 @@ Fresh native -> fresh stand-in while downshifted -> live -> stale on an upstream
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 from hashlib import sha256
 from typing import Any
@@ -37,6 +38,10 @@ _canonical = msgspec.msgpack.Encoder(order="sorted").encode
 _CALLERS = frozenset({ErrorKind.CONTEXT, ErrorKind.CONTENT, ErrorKind.REQUEST})
 _WHOLE = frozenset({"stop", "tool_calls", "function_call"})
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
+# A store may take 50 ms to be given up, for each mode; who has more time than this need not count.
+_HURRIED_S = 0.25
+# Until when behind the deadline a stale answer may be looked for: every call ends 50 ms behind it.
+_LAST_LOOK_S = 0.04
 
 
 class ResponseCache:
@@ -60,7 +65,9 @@ class ResponseCache:
         """Answer from the store, from a flight already under way, or from upstream."""
         question = self._question(request)
         if self._options.enabled and request.cache.read:
-            hit = await self._find_fresh(request, question)
+            looking = self._find_fresh(request, question)
+            hurried = request.deadline - request.started < _HURRIED_S
+            hit = await (self._in_time(request, looking) if hurried else looking)
             if hit is not None:
                 return hit
         passenger = self._flight(request, question, call_next).board(request)
@@ -69,7 +76,7 @@ class ResponseCache:
         except GatewayError as error:
             if not self._may_serve_stale(request, error):
                 raise
-            stale = await self._find_stale(request, question, error)
+            stale = await self._in_time(request, self._find_stale(request, question, error))
             if stale is None:
                 raise
             return stale
@@ -85,6 +92,16 @@ class ResponseCache:
         return sha256(asked).digest()
 
     # -- looking --------------------------------------------------------------------------------
+
+    async def _in_time(
+        self, request: GenerationRequest, looking: Awaitable[Answer | None]
+    ) -> Answer | None:
+        """Look no longer than the caller has time: a store elsewhere may be slow (B1)."""
+        try:
+            async with asyncio.timeout(request.deadline + _LAST_LOOK_S - self._clock()):
+                return await looking
+        except TimeoutError:
+            return None
 
     async def _find_fresh(self, request: GenerationRequest, question: bytes) -> Answer | None:
         wanted = self._ladder.by_name[request.mode]
@@ -161,6 +178,10 @@ class ResponseCache:
             how = object()  # like no other: nobody may join
         key = (question, how)
         flight = self._flights.get(key)
+        if flight is not None and not flight.suits(request):
+            flight.key = (question, object())  # it goes on with those who are aboard
+            self._flights[flight.key] = flight
+            flight = None
         if flight is None:
             flight = Flight(key, request, call_next, self._keep, self._gone, self._clock)
             self._flights[key] = flight

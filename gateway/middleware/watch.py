@@ -50,6 +50,10 @@ class OverdueWatch:
 
     def _set_timer(self, rung: Rung, delay: float) -> None:
         loop = asyncio.get_running_loop()
+        # Whole answers may take longer than streams: who begins to wait later may be overdue first.
+        shortest = rung.circuit.options.slow_s
+        if 0 < shortest < delay:
+            delay = shortest
         due = self._clock() + delay
         self._timers[rung] = loop.call_later(delay, self._sweep, rung, due)
 
