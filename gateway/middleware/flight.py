@@ -262,6 +262,8 @@ class Passenger(Answer):
                 generation,
                 id=self._request.id,
                 choices=own_copy(generation.choices),
+                served=msgspec.structs.replace(generation.served),
+                extra=own_copy(generation.extra),
                 duration_s=flight.clock() - self._request.started,
             )
         self.served = generation.served

@@ -60,6 +60,7 @@ class ResponseCache:
         self._ladder = ladder
         self._clock = clock
         self._flights: dict[Key, Flight] = {}
+        self._closed = False
 
     async def __call__(self, request: GenerationRequest, call_next: Handler) -> Answer:
         """Answer from the store, from a flight already under way, or from upstream."""
@@ -113,7 +114,7 @@ class ResponseCache:
                 native, max_age_s = rung is wanted, request.cache.max_age_s
                 if self._options.fresh(age_s, native=native, max_age_s=max_age_s):
                     return self._hit(request, rung, entry, now)
-            if rung.well(now):
+            if rung.well(now) or _may_be_back(rung):
                 return None  # this mode answers live: nothing below it may stand in
         return None
 
@@ -177,6 +178,8 @@ class ResponseCache:
         if not (request.cache.read and request.cache.store):
             how = object()  # like no other: nobody may join
         key = (question, how)
+        if self._closed:  # while it looked into a store elsewhere
+            raise GatewayError("this gateway is closed")
         flight = self._flights.get(key)
         if flight is not None and not flight.suits(request):
             flight.key = (question, object())  # it goes on with those who are aboard
@@ -208,7 +211,8 @@ class ResponseCache:
         return self._store.put(key[0] + rung.identity, entry, options.lifetime_s)
 
     async def aclose(self) -> None:
-        """Stop every flight and free what it holds."""
+        """Stop every flight and free what it holds; none begins any more."""
+        self._closed = True
         for flight in list(self._flights.values()):
             await flight.abort()
 
@@ -230,6 +234,13 @@ def _is_whole(choice: dict[str, Any]) -> bool:
         except msgspec.DecodeError:
             return False
     return True
+
+
+def _may_be_back(rung: Rung) -> bool:
+    """Whether the next request for a downshifted mode is to find out how it is (B5). With a
+    stand-in for all who ask the same nobody would, and recovery would wait until that is old.
+    """
+    return rung.circuit.phase() is Phase.PROBE_DUE and not rung.resting_s()
 
 
 def _why(rung: Rung) -> str:
