@@ -37,6 +37,7 @@ from gateway.stores.base import Entry, Store
 _canonical = msgspec.msgpack.Encoder(order="sorted").encode
 _CALLERS = frozenset({ErrorKind.CONTEXT, ErrorKind.CONTENT, ErrorKind.REQUEST})
 _WHOLE = frozenset({"stop", "tool_calls", "function_call"})
+_SAYS = ("content", "tool_calls", "refusal", "function_call", "audio")
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
 # A store may take 50 ms to be given up, for each mode; who has more time than this need not count.
 _HURRIED_S = 0.25
@@ -218,12 +219,15 @@ class ResponseCache:
 
 
 def _is_whole(choice: dict[str, Any]) -> bool:
-    """Whether a choice ended of its own accord. A tool call whose arguments are no JSON was cut
-    short, whatever the finish reason says.
+    """Whether a choice said something, and ended of its own accord. A tool call whose arguments are
+    no JSON was cut short, whatever the finish reason says.
     """
     if choice.get("finish_reason") not in _WHOLE:
         return False
-    calls = choice["message"].get("tool_calls")
+    message = choice["message"]
+    if not any(map(message.get, _SAYS)):
+        return False  # it thought, and then said nothing
+    calls = message.get("tool_calls")
     if not calls:
         return True
     for call in calls:

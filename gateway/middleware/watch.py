@@ -11,6 +11,7 @@ from gateway.policies.phases import Permit
 
 # A sweep this late after its time measures our own stall, not the upstream's silence.
 _LATE_S = 1.0
+_SOONEST_S = 1e-3
 
 
 class OverdueWatch:
@@ -53,7 +54,7 @@ class OverdueWatch:
         # Whole answers may take longer than streams: who begins to wait later may be overdue first.
         shortest = rung.circuit.options.slow_s
         if 0 < shortest < delay:
-            delay = shortest
+            delay = max(shortest, _SOONEST_S)
         due = self._clock() + delay
         self._timers[rung] = loop.call_later(delay, self._sweep, rung, due)
 
@@ -76,4 +77,4 @@ class OverdueWatch:
                 attempt.give_up(late=number >= told)
         coming = [p.started + p.slow_s - now for p in waiting.values() if not p.overdue(now)]
         if coming:
-            self._set_timer(rung, max(1e-3, min(coming)))
+            self._set_timer(rung, max(_SOONEST_S, min(coming)))

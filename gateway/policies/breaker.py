@@ -26,6 +26,10 @@ _STATES = {Phase.CLOSED: State.CLOSED, Phase.OPEN: State.OPEN, Phase.PROBING: St
 _PHASES = {state: phase for phase, state in _STATES.items()}
 
 
+# A century: what datetimes bear. aiobreaker only shows it, holds are counted elsewhere.
+_LONGEST_S = 3.2e9
+
+
 class Breaker:
     """States and counts, on our clock.
 
@@ -47,7 +51,7 @@ class Breaker:
     def configure(self, fail_max: int, window_s: float, hold_s: float) -> None:
         """Set how many failures within `window_s` open it; state and counts are kept."""
         self.aiobreaker.fail_max = fail_max
-        self.aiobreaker.timeout_duration = timedelta(seconds=hold_s)
+        self.aiobreaker.timeout_duration = timedelta(seconds=min(hold_s, _LONGEST_S))
         self.states.window_s = window_s
 
     def success(self) -> None:

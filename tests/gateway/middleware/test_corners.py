@@ -13,6 +13,7 @@ from gateway.errors import UpstreamUnavailable as Unavailable
 from gateway.generation import Choice, Chunk, Delta, Generation
 from gateway.middleware.admission import Line
 from gateway.middleware.response_cache import ResponseCache
+from gateway.policies.phases import CircuitOptions
 from gateway.policies.ttl import CacheOptions
 from gateway.stores.base import Entry
 from gateway.stores.memory import MemoryStore
@@ -231,6 +232,39 @@ def test_b4_streams_are_overdue_in_their_own_time_beside_a_target_that_does_not_
         for task in asking:
             task.cancel()
         await asyncio.wait(asking)
+        stage.gearbox.close()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [Chunk([Choice(Delta(reasoning_content="hm"))]), finish()],
+        [text("one"), Chunk([Choice(Delta(role="assistant"), index=1, finish_reason="stop")])],
+    ],
+)
+def test_b22_an_answer_with_an_empty_choice_is_not_kept(said: list[Step]) -> None:
+    async def scenario() -> None:
+        provider = ScriptedProvider([*said, finish()])
+        front = Front(Stage({"creative": provider}))
+        await front.ask(10.0)
+        await front.ask(10.0)
+        assert len(provider.calls) == 2
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("slow_s", [1e-300, 1e-9, 1e308])
+def test_a_slow_threshold_however_small_or_large_is_watched_in_finite_steps(slow_s: float) -> None:
+    async def scenario() -> None:
+        stage = Stage(
+            {"creative": ScriptedProvider([1.0, "late", finish()]), "fast": ScriptedProvider()},
+            options=CircuitOptions(slow_s=slow_s),
+        )
+        answer = await stage.gearbox(stage.request())
+        assert (await answer.finish()).text == "late"
+        answer.close()
         stage.gearbox.close()
 
     play(scenario)

@@ -10,6 +10,7 @@ import aiobreaker
 import pytest
 
 from gateway.clock import ManualClock
+from gateway.detectors.failures import Outcome
 from gateway.policies.breaker import Breaker, State
 from gateway.policies.circuit import Circuit
 from gateway.policies.phases import CircuitOptions, Phase
@@ -60,6 +61,19 @@ def breaker(clock: ManualClock, turns: list[tuple[State, State]]) -> Breaker:
     breaker = Breaker("creative", clock, lambda old, new: turns.append((old, new)))
     breaker.configure(fail_max=3, window_s=60.0, hold_s=300.0)
     return breaker
+
+
+@pytest.mark.parametrize("hold_s", [0.0, 300.0, 1e15, 1e308])
+def test_a_hold_however_long_holds(clock: ManualClock, hold_s: float) -> None:
+    circuit = Circuit("creative", CircuitOptions(break_duration_s=hold_s), clock)
+    for _ in range(3):
+        permit = circuit.admit()
+        assert permit is not None
+        circuit.settle(permit, Outcome.FAILURE)
+    clock.advance(299.0)
+    assert circuit.phase() is (Phase.OPEN if hold_s else Phase.PROBE_DUE)
+    clock.advance(1.0)
+    assert circuit.phase() is (Phase.OPEN if hold_s > 300.0 else Phase.PROBE_DUE)
 
 
 def test_it_is_an_unmodified_circuit_breaker_of_three_failures_and_five_minutes() -> None:
