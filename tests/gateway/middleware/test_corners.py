@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 from stage import ScriptedProvider, Stage, Step, finish, loop, play, text
 
+from gateway.clock import ManualClock
+from gateway.detectors.failures import Outcome
 from gateway.errors import DeadlineExceeded, ErrorKind, GatewayError, StreamInterrupted
 from gateway.errors import UpstreamUnavailable as Unavailable
 from gateway.generation import Choice, Chunk, Delta, Generation
 from gateway.middleware.admission import Line
 from gateway.middleware.response_cache import ResponseCache
-from gateway.policies.phases import CircuitOptions
+from gateway.policies.circuit import Circuit
+from gateway.policies.phases import CircuitOptions, Phase, Transition
 from gateway.policies.ttl import CacheOptions
 from gateway.stores.base import Entry
 from gateway.stores.memory import MemoryStore
@@ -266,5 +269,90 @@ def test_a_slow_threshold_however_small_or_large_is_watched_in_finite_steps(slow
         assert (await answer.finish()).text == "late"
         answer.close()
         stage.gearbox.close()
+
+    play(scenario)
+
+
+def test_b7_a_target_that_failed_comes_last_among_its_like_for_ten_seconds() -> None:
+    async def scenario() -> None:
+        sick = ScriptedProvider([Unavailable("refused", kind=ErrorKind.CONNECT)], name="sick")
+        stage = Stage({"creative": [sick, ScriptedProvider(name="well")]})
+
+        async def ask() -> int:
+            answer = await stage.gearbox(stage.request())
+            assert (await answer.finish()).text == "fine"
+            answer.close()
+            return len(sick.calls)
+
+        assert [await ask() for _ in range(5)] == [1] * 5
+        await asyncio.sleep(9.9)
+        assert await ask() == 1
+        await asyncio.sleep(0.2)
+        assert await ask() == 2
+        stage.gearbox.close()
+
+    play(scenario)
+
+
+def test_b5_a_probe_waits_for_its_first_token_no_longer_than_its_lease() -> None:
+    async def scenario() -> None:
+        options = CircuitOptions(probe_lease_s=3.0, slow_s=10.0)
+        stage = Stage(
+            {"creative": ScriptedProvider([1e9]), "fast": ScriptedProvider()}, options=options
+        )
+        circuit = stage.rung("creative").circuit
+        for _ in range(3):
+            permit = circuit.admit()
+            assert permit is not None
+            circuit.settle(permit, Outcome.FAILURE)
+        await asyncio.sleep(300.0)
+        answer = await stage.gearbox(stage.request())
+        assert answer.served.mode == "fast"
+        assert loop().time() == pytest.approx(303.0, abs=0.05)
+        answer.close()
+        stage.gearbox.close()
+
+    play(scenario)
+
+
+def test_b9_an_early_probe_never_makes_a_hold_longer() -> None:
+    clock = ManualClock(100.0)
+    circuit = Circuit("fast", CircuitOptions(break_duration_s=5.0, early_probe_s=10.0), clock)
+    for _ in range(3):
+        permit = circuit.admit()
+        assert permit is not None
+        circuit.settle(permit, Outcome.FAILURE)
+    clock.advance(4.999)
+    assert circuit.admit() is None
+    clock.advance(0.001)
+    probe = circuit.admit()
+    assert probe is not None and probe.probe
+
+
+def test_b12_a_circuit_turns_the_same_whoever_raises_when_told_of_it() -> None:
+    def raises(_: Transition) -> None:
+        raise RuntimeError("a listener's fault")
+
+    circuit = Circuit("creative", CircuitOptions(), ManualClock(1.0), on_change=raises)
+    for _ in range(3):
+        permit = circuit.admit()
+        assert permit is not None
+        circuit.settle(permit, Outcome.FAILURE)
+    assert circuit.phase() is Phase.OPEN
+    assert circuit.in_flight == 0
+
+
+def test_b13_a_stale_answer_of_the_very_mode_says_until_when_that_may_be_away() -> None:
+    async def scenario() -> None:
+        provider = ScriptedProvider(["old", finish()], [Unavailable("down")])
+        front = Front(Stage({"creative": provider}))
+        await front.ask(10.0)
+        await asyncio.sleep(4000.0)
+        for number in range(3):
+            with pytest.raises(GatewayError):
+                await front.ask(10.0, params={"seed": number})
+        stale = await front.ask(10.0)
+        assert (stale.served.stale, stale.degraded) == (True, False)
+        assert stale.until == pytest.approx(300.0, abs=1.0)
 
     play(scenario)

@@ -467,6 +467,16 @@ async def test_a_refusal_that_breaks_off_still_has_its_status() -> None:
     assert endless.wire.aborted == 1
 
 
+async def test_a_refusal_whose_body_never_ends_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.providers.openai_compatible._ERROR_BODY_S", 0.01)
+    answer = Answer(b'{"error":', status=429, content_type=JSON, open_end=True)
+    async with asyncio.timeout(5.0):
+        error, _ = await failure(answer)
+    assert (error.kind, answer.wire.aborted) == (ErrorKind.RATE, 1)
+
+
 async def test_a_client_that_cannot_connect_names_the_target() -> None:
     refused = UpstreamUnavailable("refused", kind=ErrorKind.CONNECT)
     with pytest.raises(UpstreamUnavailable) as caught:
