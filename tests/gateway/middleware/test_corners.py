@@ -340,6 +340,9 @@ def test_b12_a_circuit_turns_the_same_whoever_raises_when_told_of_it() -> None:
         circuit.settle(permit, Outcome.FAILURE)
     assert circuit.phase() is Phase.OPEN
     assert circuit.in_flight == 0
+    circuit.force("open")
+    circuit.force("auto")
+    assert circuit.phase() is Phase.RECOVERING
 
 
 def test_b13_a_stale_answer_of_the_very_mode_says_until_when_that_may_be_away() -> None:
