@@ -472,8 +472,10 @@ class Gateway:
             raise GatewayError("this gateway is closed")
 
     def _in_thread(self, work: Coroutine[Any, Any, _T]) -> _T:
-        from gateway.sync import LoopThread  # noqa: PLC0415
+        from gateway.sync import BEGINNING, LoopThread  # noqa: PLC0415
 
-        if self._sync is None:
-            self._sync = LoopThread()
-        return self._sync.run(work)
+        with BEGINNING:
+            if self._sync is None:
+                self._sync = LoopThread()
+            sync = self._sync
+        return sync.run(work)
