@@ -52,7 +52,7 @@ class Ratings:
         mode, model = self._made_by.get(generation_id, ("", ""))
         if self._store is None:
             self._store = FeedbackStore(self._path)
-        await self._store.add(
+        kept = await self._store.add(
             Feedback(
                 generation_id=generation_id,
                 rating=rating,
@@ -63,7 +63,7 @@ class Ratings:
                 at=time.time(),
             )
         )
-        if mode:
+        if mode and kept:
             self.quality.hear(mode, float(rating))
 
     async def aclose(self) -> None:

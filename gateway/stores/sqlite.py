@@ -133,14 +133,17 @@ class FeedbackStore:
         """Open the file now, to learn early whether it can be used."""
         await self._run(lambda connection: None)
 
-    async def add(self, feedback: Feedback) -> None:
+    async def add(self, feedback: Feedback) -> bool:
         """Keep `feedback`; durable on return.
+
+        Returns:
+            Whether it was kept: another tenant's rating of the same generation stays.
 
         Raises:
             InvalidRequest: its fields are not JSON or too large, or a text is not valid Unicode.
         """
         row = _row(feedback)
-        await self._run(lambda connection: connection.execute(_UPSERT, row))
+        return await self._run(lambda connection: connection.execute(_UPSERT, row).rowcount > 0)
 
     async def count(self) -> int:
         """How many generations have been rated."""

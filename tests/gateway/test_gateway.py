@@ -225,6 +225,14 @@ async def test_ratings_are_kept_and_shown(feedback: dict[str, Any]) -> None:
             await gateway.feedback("42", 3)
 
 
+async def test_a_rating_that_is_not_kept_says_nothing_of_the_mode(feedback: dict[str, Any]) -> None:
+    async with Gateway(config(**feedback)) as gateway:
+        answer = await gateway.generate("hello", mode="fast", tenant="a")
+        await gateway.feedback(answer.id, 5, tenant="a")
+        await gateway.feedback(answer.id, 1, tenant="b")  # ids can be guessed
+        assert gateway.status()["modes"]["fast"]["rating"]["mean"] == 5.0
+
+
 # -- scripts without a loop ------------------------------------------------------------------------
 
 
