@@ -110,7 +110,8 @@ class ChatWriter(EventWriter):
                 self._begin_choice(index, events)
             delta = self._delta(choice)
             logprobs = choice.logprobs
-            if delta != _NOTHING:
+            # A token that is only part of a character has no text yet, but its log probability.
+            if delta != _NOTHING or (logprobs and reason is None):
                 piece = Choice(delta, index=index, logprobs=logprobs)
                 events += (self._head, _encode([piece]), self._tail)
                 logprobs = None

@@ -133,12 +133,16 @@ def call_item(item_id: str, call_id: str, name: str, arguments: str, status: str
 
 def logprobs_of(logprobs: dict[str, Any] | None) -> list[dict[str, Any]]:
     """A chat's token records with the keys strict clients want."""
-    tokens = (logprobs or {}).get("content")
     return [
-        {**_token(token), "top_logprobs": [_token(top) for top in token.get("top_logprobs") or ()]}
-        for token in tokens or ()
-        if isinstance(token, dict)
+        {**_token(token), "top_logprobs": [_token(top) for top in _records(token, "top_logprobs")]}
+        for token in _records(logprobs or {}, "content")
     ]
+
+
+def _records(of: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The objects of a list; of anything else none, for it comes from upstream as it is."""
+    given = of.get(name)
+    return [one for one in given if isinstance(one, dict)] if isinstance(given, list) else []
 
 
 def _token(token: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.generation import Choice, Chunk, Usage
+from gateway.generation import Choice, Chunk, Delta, Usage
 from gateway.openai_api import responses_answer as made
 from gateway.openai_api.answers import created
 from gateway.openai_api.errors import error_fields
@@ -110,11 +110,11 @@ class ResponseWriter:
             self._grow(self._reasoning(events), delta.reasoning_content, events)
         if delta.annotations:
             self._annotations.extend(delta.annotations)
-        if delta.content:
+        if delta.content or (choice.logprobs and self._of_text(delta)):
             item = self._message("output_text", events)
             logprobs = made.logprobs_of(choice.logprobs)
             self._logprobs += logprobs
-            self._grow(item, delta.content, events, logprobs)
+            self._grow(item, delta.content or "", events, logprobs)
         if delta.refusal:
             self._grow(self._message("refusal", events), delta.refusal, events)
         if delta.tool_calls:
@@ -122,6 +122,13 @@ class ResponseWriter:
                 self._call(piece, events)
         if choice.finish_reason:
             self._finish_reason = choice.finish_reason
+
+    def _of_text(self, delta: Delta) -> bool:
+        """Whether log probabilities that come without text are a text's: those of a token that is
+        only part of a character, or, from the cache, all of them behind the last piece.
+        """
+        under_way = self._open is not None and self._open.part == "output_text"
+        return delta.content is not None or under_way
 
     def _grow(
         self,

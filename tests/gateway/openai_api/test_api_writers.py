@@ -166,3 +166,42 @@ def test_what_a_client_puts_together_is_what_a_whole_answer_says(
 def test_an_answer_of_nothing_is_still_an_answer(include_usage: bool) -> None:
     events = written(ChatWriter(include_usage=include_usage), [])
     assert [len(e["choices"]) for e in events[:-1]] == [1, 1, 0] if include_usage else [1, 1]
+
+
+def token(text: str) -> dict[str, Any]:
+    return {"content": [{"token": text, "logprob": -1.0, "bytes": [1], "top_logprobs": []}]}
+
+
+# A token that is part of a character, its rest, and what a cached answer has behind its text.
+SCORED = [
+    Chunk([Choice(Delta(role="assistant", content=""))]),
+    Chunk([Choice(Delta(content=""), logprobs=token("a"))]),
+    Chunk([Choice(Delta(content="é"), logprobs=token("b"))]),
+    Chunk([Choice(Delta(), finish_reason="stop", logprobs=token("c"))]),
+]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_no_log_probability_is_lost_for_want_of_text(together: bool) -> None:
+    batches = [SCORED] if together else [[chunk] for chunk in SCORED]
+    chat = written(ChatWriter(include_usage=False), batches)
+    said = [e["choices"][0]["logprobs"] for e in chat if e != "[DONE]"]
+    assert [t["token"] for of in said if of for t in of["content"]] == ["a", "b", "c"]
+    events = written(ResponseWriter(ECHO, summarize=False), batches)
+    for event in events:
+        EVENT.validate_python(event)
+    deltas = [e for e in events if e["type"] == "response.output_text.delta"]
+    assert [t["token"] for e in deltas for t in e["logprobs"]] == ["a", "b", "c"]
+    part = events[-1]["response"]["output"][0]["content"][0]
+    assert part["text"] == "é"
+    assert [t["token"] for t in part["logprobs"]] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "odd", [{"content": 5}, {"content": [1, {"token": "a", "top_logprobs": ["x"]}]}, {"x": 1}]
+)
+def test_odd_log_probabilities_break_no_response(odd: dict[str, Any]) -> None:
+    events = written(
+        ResponseWriter(ECHO, summarize=False), [[Chunk([Choice(Delta(content="x"), logprobs=odd)])]]
+    )
+    assert events[-1]["response"]["output"][0]["content"][0]["text"] == "x"
