@@ -49,4 +49,11 @@ class GradientGuard:
         """Whether these gradients are not to reach the weights."""
         # One number tells: the norm of all is finite only if each part is. A norm that overflows
         # although each part is finite would be no update to make, either.
-        return bool(gradients) and not bool(torch.isfinite(get_total_norm(gradients)))
+        if not gradients:
+            return False
+        dense = [each.coalesce().values() if each.is_sparse else each for each in gradients]
+        if bool(torch.isfinite(get_total_norm(dense))):
+            return False
+        # Half of the range is soon left: there the norm of an ordinary update may overflow.
+        whole = [each.float() if each.dtype is torch.float16 else each for each in dense]
+        return not bool(torch.isfinite(get_total_norm(whole)))

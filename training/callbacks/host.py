@@ -112,7 +112,8 @@ class LearningRates:
 
     def __init__(self, schedulers: Iterable[Any]) -> None:
         self._factor = 1.0
-        self._bases = [(each, list(each.base_lrs)) for each in schedulers if _has_bases(each)]
+        inside = [each for one in schedulers for each in _all_in(one)]
+        self._bases = [(each, list(each.base_lrs)) for each in inside if _has_bases(each)]
 
     def scale(self, factor: float) -> None:
         """From the next step on, `factor` times what was planned at first."""
@@ -121,6 +122,12 @@ class LearningRates:
         self._factor = factor
         for scheduler, bases in self._bases:
             scheduler.base_lrs = [base * factor for base in bases]
+
+
+def _all_in(scheduler: Any) -> list[Any]:
+    """Itself, and those it puts one after the other or on top of each other."""
+    parts = getattr(scheduler, "_schedulers", ())
+    return [scheduler, *(each for part in parts for each in _all_in(part))]
 
 
 def _has_bases(scheduler: Any) -> bool:

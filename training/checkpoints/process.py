@@ -119,8 +119,10 @@ class WriterProcess:
 
 def serve(connection: int, memories: Sequence[int]) -> None:
     """Write what comes, one by one, until the other side is gone."""
-    # Ctrl-C in the terminal reaches us, too; whether to stop is training's decision.
+    # Ctrl-C in the terminal, or a supervisor that ends the whole group, reaches us, too; whether to
+    # stop is training's decision: it has something to be written yet. The pipe's end is ours.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with Connection(connection) as pipe, contextlib.suppress(EOFError, OSError):
         while True:
             pipe.send(_done(pipe.recv(), memories))

@@ -81,7 +81,8 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
             )
         )
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        # There may be fewer of them here than where it was taken.
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
 
 
 def reseed(seed: int) -> None:

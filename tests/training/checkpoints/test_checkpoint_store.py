@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -455,9 +456,25 @@ def test_a_writer_that_fails_in_any_way_lives_on(
 
 
 @pytest.mark.slow
-def test_a_process_writes_the_same_and_is_replaced_when_it_dies(tmp_path: Path) -> None:
-    import signal
+def test_a_signal_to_the_whole_group_ends_no_process_that_writes(tmp_path: Path) -> None:
+    """A supervisor sends SIGTERM to all processes of a run; what is staged is written all the
+    same."""
+    store = opened(tmp_path, writer="process")
+    store.save(1, state(1))
+    store.flush()
+    assert store._process is not None
+    pid = store._process.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGTERM)
+    path = store.save(2, state(2))
+    store.close()
+    assert store.failures() == []
+    assert Path(path).exists()
+    assert Path(path).with_suffix(".json").exists()
 
+
+@pytest.mark.slow
+def test_a_process_writes_the_same_and_is_replaced_when_it_dies(tmp_path: Path) -> None:
     store = opened(tmp_path, writer="process")
     path = store.save(1, state(1))
     store.flush()
