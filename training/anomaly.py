@@ -111,7 +111,7 @@ class AnomalyDetector:
             self._of_reward(found, options, step, reward)
         if loss is not None:
             self._of_loss(found, options, step, loss, reward)
-        if len(numbers) > 2:
+        if len(numbers) > (reward is not None) + (loss is not None):
             self._signals.look(found, options, step, numbers)
         if len(found) > 1:
             found.sort(key=lambda anomaly: not anomaly.acts)

@@ -96,12 +96,12 @@ class DistributedOperations:
         self.model, self.optimizer, self.extra = model, optimizer, dict(extra or {})
         self.checkpoint_config = checkpoint_config or CheckpointConfig()
         self.anomaly_config = anomaly_config or AnomalyConfig()
-        self.lr_scale, self.rollbacks = 1.0, 0
+        self.lr_scale, self.rollbacks, self._last = 1.0, 0, 0
         self._detector = AnomalyDetector(
             lambda: self.anomaly_config, lambda: self.checkpoint_config
         )
         self._recovery = RecoveryPolicy(lambda: self.anomaly_config)
-        self._seed, self._halted, self._marks = seed, False, 0
+        self._seed, self._halted, self._done = seed, False, 0
         self.peers = Peers(process_group)
         self.store = ShardedStore(
             checkpoint_dir, self.peers, keep=self.checkpoint_config.max_checkpoints
@@ -123,6 +123,10 @@ class DistributedOperations:
             SaveFailed: a checkpoint failed and `on_save_error` is `raise`.
         """
         numbers = dict(metrics or {})
+        if step < self._last:  # the caller counts from an earlier step again
+            self._recovery.went_back(step)
+            self._done = step
+        self._last = step
         found = self._detector.observe(step, numbers)
         events = [str(anomaly) for anomaly in found]
         dropped = self.guard.news() if self.guard is not None else 0
@@ -143,6 +147,8 @@ class DistributedOperations:
         if anomaly is not None and self.checkpoint_config.enable_auto_rollback:
             # A reward that is not finite is no matter of gradients, whichever rank has it.
             self._recover(step, anomaly, result, dropped=dropped > 0 and not of_reward)
+        if anomaly is None:
+            self._recovery.well()
         self._save_if_due(step, numbers, result, flagged=anomaly is not None)
         result["lr_scale"], result["halt"] = self.lr_scale, self._halted
         return result
@@ -166,7 +172,7 @@ class DistributedOperations:
         shared = found.shared
         self._recovery.load_state_dict(shared["recovery"])
         self.lr_scale, self.rollbacks = float(shared["lr_scale"]), int(shared["rollbacks"])
-        self._marks = found.step // self.checkpoint_config.save_interval_steps
+        self._done = found.step
         return {"step": found.step, "path": found.path, "passed_by": found.passed_by}
 
     def flush(self) -> None:
@@ -237,8 +243,8 @@ class DistributedOperations:
     def _save_if_due(
         self, step: int, numbers: Mapping[str, Any], result: dict[str, Any], *, flagged: bool
     ) -> None:
-        mark = step // self.checkpoint_config.save_interval_steps
-        if mark <= self._marks:
+        interval = self.checkpoint_config.save_interval_steps
+        if step // interval <= self._done // interval:
             return
         if flagged or self._halted:
             result["events"].append("checkpoint skipped: this step is flagged")
@@ -249,7 +255,7 @@ class DistributedOperations:
             result["checkpoint_path"] = self.store.save(step, self._state(), finite)
         except CheckpointError as error:
             self._complain(error, result["events"])
-        self._marks = mark
+        self._done = step
 
     def _complain(self, error: CheckpointError, events: list[str]) -> None:
         if self.checkpoint_config.on_save_error == "raise":

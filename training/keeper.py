@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.attached import Attached
 from training.config import CheckpointConfig
-from training.errors import CheckpointError
+from training.errors import CheckpointError, SaveFailed, TrainingError
 from training.recovery import Decision
 from training.tracks import as_float
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # it needs torch, and a run without checkpoints does not
 
 ModelState = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 _SEED_STEP = 1_000_003
+_log = logging.getLogger("training")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +33,14 @@ class Return:
         step: its step.
         restored: the attached parts that went back.
         passed_by: newer checkpoints that could not be used, and why.
+        in_force: what retunes had set when it was taken.
     """
 
     path: str
     step: int
     restored: list[str]
     passed_by: list[str]
+    in_force: Mapping[str, float]
 
 
 class Keeper:
@@ -119,17 +123,22 @@ class Keeper:
         """
         if model_state is None and not self.attached:
             return None
-        payload = self.attached.payload()
-        if model_state is not None and "model" not in payload:
-            payload["model"] = model_state() if callable(model_state) else model_state
-        payload["ops"] = self._ops_state()
         store, config = self.store, self._config()
         store.keep(config.max_checkpoints)
         store.when_busy = config.when_busy
         store.costs.pause()
         plain = _plain(numbers)
         score = plain.get("reward_mean")
-        return store.save(step, payload, metrics=plain, score=score, healthy=healthy)
+        try:
+            payload = self.attached.payload()
+            if model_state is not None and "model" not in payload:
+                payload["model"] = model_state() if callable(model_state) else model_state
+            payload["ops"] = self._ops_state()
+            return store.save(step, payload, metrics=plain, score=score, healthy=healthy)
+        except (TrainingError, OSError):
+            raise
+        except Exception as error:  # whatever a part of the run makes of `state_dict()`
+            raise SaveFailed(f"the state cannot be taken: {error!r}", path=self._folder) from error
 
     def go_back(self, decision: Decision) -> Return | None:
         """Carry out a decision to restore; None if nothing is left to return to.
@@ -139,7 +148,7 @@ class Keeper:
         Raises:
             CheckpointForeign: that one is of another run; nothing has changed.
         """
-        loaded = self.store.last_healthy() or self._candidate()
+        loaded = self.store.last("healthy") or self.store.last("candidate")
         if loaded is None:
             return None
         restored = self.attached.restore(loaded.payload, loaded.path, rng=False)
@@ -147,17 +156,21 @@ class Keeper:
         self.rollbacks += 1
         self.store.attempt += 1
         self.store.costs.pause()
+        before = self.lr_scale
         self.lr_scale *= decision.lr_factor
-        kept = loaded.payload.get("ops", {}).get("keeper", {})
-        self._avoid_a_replay(float(kept.get("lr_scale", 1.0)))
-        return Return(loaded.path, loaded.manifest.step, restored, loaded.passed_by)
+        ops = loaded.payload.get("ops", {})
+        if "optimizer" in restored:
+            before = float(ops.get("keeper", {}).get("lr_scale", 1.0))
+        self._avoid_a_replay(before)
+        in_force = ops.get("trials", {}).get("in_force", {})
+        return Return(loaded.path, loaded.manifest.step, restored, loaded.passed_by, in_force)
 
     def return_to(self, path: str) -> Return:
         """Put one certain checkpoint back; errors as `go_back`, and of one that is gone."""
         loaded = self.store.load(path)
         restored = self.attached.restore(loaded.payload, loaded.path, rng=False)
         self.store.attempt += 1
-        return Return(loaded.path, loaded.manifest.step, restored, [])
+        return Return(loaded.path, loaded.manifest.step, restored, [], {})
 
     @property
     def persist_s(self) -> float:
@@ -197,7 +210,7 @@ class Keeper:
         Raises:
             CheckpointForeign: it is of another run; nothing has changed.
         """
-        loaded = self._candidate(newest=True) or self.store.last_healthy()
+        loaded = self.store.last("healthy", "candidate")
         if loaded is None:
             return None
         return loaded, self.attached.restore(loaded.payload, loaded.path, rng=True)
@@ -219,36 +232,14 @@ class Keeper:
         """Flush, and let go of the folder. Idempotent."""
         if self._store is not None:
             self._store.close()
+            for failure in self._store.failures():  # there is no further step to tell it with
+                _log.warning("checkpoint failed: %s", failure)
             self._store = None
-
-    def _candidate(self, *, newest: bool = False) -> Loaded | None:
-        """The newest checkpoint that has not proved itself yet; None if there is none.
-
-        Args:
-            newest: only if no healthy one is newer.
-        """
-        from training.checkpoints.manifest import read_manifest  # noqa: PLC0415
-
-        passed_by: list[str] = []
-        for path in reversed(self.store.paths()):
-            try:
-                health = read_manifest(Path(path)).health
-                if health == "candidate":
-                    loaded = self.store.load(path)
-                    loaded.passed_by.extend(passed_by)
-                    return loaded
-            except CheckpointError as error:
-                passed_by.append(str(error))
-                self.suspect(path)
-                continue
-            if newest and health == "healthy":
-                break
-        return None
 
     def _avoid_a_replay(self, already: float) -> None:
         """The same random numbers and the same step size would lead to the same place.
 
-        A checkpoint taken after a rollback is `already` scaled.
+        What a checkpoint taken after a rollback brought back is `already` scaled.
         """
         from training.checkpoints.state import reseed  # noqa: PLC0415
 

@@ -355,12 +355,11 @@ class OperationsManager:
         """How many steps this is after the last one."""
         last, self._last_step = self._last_step, step
         self._saves.failed(events)
-        if last is None:
-            return 1
-        if step < last:
+        if last is not None and step < last:
             events.append(f"step went back from {last} to {step}")
             self._saves.went_back(step)
-        return max(0, step - last)
+            self._rescue.went_back(step)
+        return 1 if last is None else max(0, step - last)
 
     def _drops(self, events: list[str]) -> bool:
         dropped = self.guard.news() if self.guard is not None else 0

@@ -81,6 +81,14 @@ class RecoveryPolicy:
         slower = config.lr_backoff if rung else 1.0
         return Decision(restore=True, suspect=again or rung >= 2, lr_factor=slower)
 
+    def well(self) -> None:
+        """A step was well: updates dropped before it were single ones."""
+        self._dropped = 0
+
+    def went_back(self, step: int) -> None:
+        """The caller counts from an earlier step again: what was after it is as if just now."""
+        self._rollbacks = [min(at, step) for at in self._rollbacks]
+
     def forget(self) -> None:
         """A decision to restore could not be carried out."""
         if self._rollbacks:

@@ -51,6 +51,11 @@ class Rescue:
         """This step was well."""
         self.sick = False
         self._stranded = 0
+        self._recovery.well()
+
+    def went_back(self, step: int) -> None:
+        """The caller counts from an earlier step again."""
+        self._recovery.went_back(step)
 
     def flagged(
         self,
@@ -96,8 +101,8 @@ class Rescue:
                 self._keeper.suspect_last()
             if decision.restore:
                 back = self._keeper.go_back(decision)
-        except (TrainingError, OSError) as error:
-            events.append(f"rollback failed: {error}")
+        except Exception as error:  # noqa: BLE001 - a safety net that fails must not end the run
+            events.append(_failed(error))
             if decision.restore:
                 self._stay(anomaly, result)
             return
@@ -107,6 +112,7 @@ class Rescue:
                 self._stay(anomaly, result)
             return
         self._glide_from = self._keeper.lr_scale
+        self._trials.returned(back.in_force)
         self._report.rollback(anomaly.kind)
         self._tell(back, result)
 
@@ -146,8 +152,8 @@ class Rescue:
         try:
             if path is not None:
                 self._tell(self._keeper.return_to(path), result)
-        except (TrainingError, OSError) as error:
-            result["events"].append(f"rollback failed: {error}")
+        except Exception as error:  # noqa: BLE001 - as above
+            result["events"].append(_failed(error))
         self._trials.undo(trial)
 
     def state_dict(self) -> dict[str, Any]:
@@ -165,3 +171,8 @@ class Rescue:
         result["events"].append(f"rolled back to {back.path}; discard the present rollout")
         result["rollback_path"], result["restored"] = back.path, back.restored
         result["restored_step"] = back.step
+
+
+def _failed(error: Exception) -> str:
+    told = error if isinstance(error, (TrainingError, OSError)) else repr(error)
+    return f"rollback failed: {told}"

@@ -34,7 +34,7 @@ class Saves:
         keeper, report, detector: the manager's own.
 
     Attributes:
-        marks: multiples that are done with.
+        done: up to this step every multiple of the interval is done with.
         young: checkpoints on probation, oldest first.
     """
 
@@ -46,7 +46,7 @@ class Saves:
         report: Reporter,
         detector: AnomalyDetector,
     ) -> None:
-        self.marks = 0
+        self.done = 0
         self.young: list[_Young] = []
         self._config = config
         self._anomaly = anomaly
@@ -56,7 +56,7 @@ class Saves:
 
     def went_back(self, step: int) -> None:
         """The caller counts from an earlier step again."""
-        self.marks = step // self._config().save_interval_steps
+        self.done = step
         for young in self.young:
             young.step = min(young.step, step)
 
@@ -79,17 +79,19 @@ class Saves:
         Raises:
             SaveFailed: it could not be written and `on_save_error` is `raise`.
         """
-        mark = step // self._config().save_interval_steps
-        if mark <= self.marks:
+        interval = self._config().save_interval_steps
+        if step // interval <= self.done // interval:
             return
         if flagged:
             result["events"].append("checkpoint skipped: this step is flagged")
             return
+        before, self.done = self.done, step  # the checkpoint holds our state: it need be done there
         try:
             result["checkpoint_path"] = self.save(step, numbers, model_state)
         except (TrainingError, OSError) as error:
+            self.done = before
             self._complain(error, result["events"])
-        self.marks = mark
+            self.done = step
 
     def save(
         self, step: int, numbers: Mapping[str, Any], model_state: ModelState | None
@@ -138,11 +140,11 @@ class Saves:
     def state_dict(self) -> dict[str, Any]:
         """Everything, in JSON types."""
         names = [[self._keeper.name(each.path), each.step, each.level] for each in self.young]
-        return {"marks": self.marks, "young": names}
+        return {"done": self.done, "young": names}
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Continue where `state` was taken."""
-        self.marks = int(state["marks"])
+        self.done = int(state["done"])
         young: Sequence[Any] = state["young"]
         self.young = [
             _Young(self._keeper.path(name), int(step), float(level)) for name, step, level in young

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from training.config import RetuningConfig
-from training.errors import CheckpointError, TrainingError
+from training.errors import CheckpointError, SaveFailed, TrainingError
 from training.keeper import Keeper
 from training.retuning import Retuning, Suggestions, half_width
 
@@ -168,6 +168,7 @@ class Trials:
         self._report = report
         self._before: dict[str, float] = {}
         self._scale_before = 1.0
+        self._given_up: dict[str, float] = {}  # what reverted retunes had found
 
     def begin(self, step: int, suggestions: Suggestions, scheduled: float) -> Trial:
         """Set the suggested values, after a checkpoint of what is now.
@@ -191,7 +192,10 @@ class Trials:
         snapshot = self._keeper.save(step, {}, None)
         if snapshot is not None:
             self._keeper.flush()
-            self._keeper.store.pin(snapshot)
+            try:
+                self._keeper.store.pin(snapshot)
+            except CheckpointError as error:  # it failed in the background; the next step says why
+                raise SaveFailed(f"the checkpoint of before was not written: {error}") from error
         self._before, self._scale_before = dict(hyper.in_force), hyper.entropy_scale
         hyper.put(new)
         hyper.in_force.update(new)
@@ -230,7 +234,21 @@ class Trials:
         if "learning_rate" in old:
             old["learning_rate"] *= self._keeper.lr_scale
         hyper.put(old)
+        self._given_up.update(trial.old)
         hyper.in_force, hyper.entropy_scale = self._before, self._scale_before
+
+    def returned(self, then: Mapping[str, float]) -> None:
+        """A rollback brought back what was set when the checkpoint was taken: set what holds now.
+
+        Args:
+            then: what retunes had set by then.
+        """
+        now = self.hyperparameters.in_force
+        gone = {n: v for n, v in self._given_up.items() if n in then and n not in now}
+        changed = gone | {n: v for n, v in now.items() if then.get(n) != v}
+        if "learning_rate" in changed:
+            changed["learning_rate"] *= self._keeper.lr_scale
+        self.hyperparameters.put(changed)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, in JSON types."""
@@ -240,6 +258,7 @@ class Trials:
             "entropy_scale": self.hyperparameters.entropy_scale,
             "before": dict(self._before),
             "scale_before": self._scale_before,
+            "given_up": dict(self._given_up),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
@@ -254,6 +273,7 @@ class Trials:
         hyper.entropy_scale = float(state["entropy_scale"])
         self._before = dict(state["before"])
         self._scale_before = float(state["scale_before"])
+        self._given_up = dict(state["given_up"])
         restored = self._keeper.attached.optimizer is not None
         skip = {"learning_rate"} if restored else set()
         hyper.put({name: v for name, v in hyper.in_force.items() if name not in skip})

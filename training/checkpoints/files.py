@@ -77,8 +77,7 @@ def save(folder: Path, manifest: Manifest, payload: Mapping[str, Any]) -> Path:
         manifest.torch = str(torch.__version__)
         write_manifest(folder, manifest)
     except Exception as error:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+        delete(folder, manifest.name)
         if isinstance(error, OSError):
             told = f"{error.strerror or error}; free space or mend the folder's rights"
         else:

@@ -87,7 +87,7 @@ def read_manifest(path: Path) -> Manifest:
     """The manifest beside a payload.
 
     Raises:
-        CheckpointError: there is none: it was never committed.
+        CheckpointError: there is none: it was never committed; or it cannot be read just now.
         CheckpointCorrupt: it is not one of ours.
     """
     try:
@@ -97,7 +97,9 @@ def read_manifest(path: Path) -> Manifest:
             f"no {beside(path).name} beside it: never committed, or no checkpoint of ours",
             path=str(path),
         ) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:  # not to be read just now, which says nothing of what is in it
+        raise CheckpointError(f"its manifest cannot be read: {error}", path=str(path)) from None
+    except ValueError as error:
         raise CheckpointCorrupt(f"its manifest is unreadable: {error}", path=str(path)) from None
     try:
         manifest = _parsed(json.loads(text))
@@ -117,7 +119,8 @@ def survey(folder: Path) -> tuple[list[Manifest], list[CheckpointError]]:
     Raises:
         OSError: the folder cannot be listed.
     """
-    found, broken = [], []
+    found: list[Manifest] = []
+    broken: list[CheckpointError] = []
     for path in sorted(folder.iterdir()):
         if not is_ours(path.name) or path.is_symlink():
             continue
@@ -125,9 +128,10 @@ def survey(folder: Path) -> tuple[list[Manifest], list[CheckpointError]]:
             found.append(read_manifest(path))
         except CheckpointCorrupt as error:
             broken.append(error)
-        except CheckpointError:
-            continue  # never committed
-    return sorted(found, key=lambda one: (one.number, one.attempt, one.step)), list(broken)
+        except CheckpointError as error:
+            if beside(path).exists():  # else it was never committed
+                broken.append(error)
+    return sorted(found, key=lambda one: (one.number, one.attempt, one.step)), broken
 
 
 def _parsed(given: Any) -> Manifest:

@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,7 @@ from training.checkpoints.process import WriterProcess
 from training.checkpoints.staging import Slot, Staging
 from training.checkpoints.state import see_that_it_is_finite
 from training.checkpoints.writer import Writer
-from training.errors import (
-    CheckpointCorrupt,
-    CheckpointError,
-    SaveFailed,
-    SaveSkipped,
-)
+from training.errors import CheckpointCorrupt, CheckpointError, SaveFailed, SaveSkipped
 
 # States up to this many bytes are looked through for NaN before `save` returns, which takes a
 # millisecond or two; bigger ones by the writer, before a byte is written.
@@ -186,26 +181,32 @@ class CheckpointStore:
         payload = files.load(found)
         return Loaded(str(found), read_manifest(found.resolve()), payload, [])
 
-    def last_healthy(self) -> Loaded | None:
-        """The newest healthy checkpoint that can be read; None if there is none.
+    def last(self, *healths: str) -> Loaded | None:
+        """The newest checkpoint of these healths that can be read; None if there is none.
 
         One that cannot be read is passed by, and said so; if it is corrupt it is marked as such.
         """
         self.flush()
-        passed_by, self._unreadable = self._unreadable, []
-        while (snapshot := self._latest()) is not None:
+        while (snapshot := self._latest(healths)) is not None:
             path = self.folder / snapshot.state.name
             try:
-                return Loaded(str(path), snapshot.state, files.load(path), passed_by)
+                payload = files.load(path)
             except CheckpointCorrupt as error:
-                passed_by.append(str(error))
+                self._unreadable.append(str(error))
                 self._condemn(snapshot, "corrupt")
             except CheckpointError as error:
                 # Gone, or not to be read just now: no lasting verdict on the file.
-                passed_by.append(str(error))
+                self._unreadable.append(str(error))
                 with self._guard:
                     self._snapshots.suspect(snapshot.id)
+            else:
+                told, self._unreadable = self._unreadable, []
+                return Loaded(str(path), snapshot.state, payload, told)
         return None
+
+    def last_healthy(self) -> Loaded | None:
+        """The newest healthy checkpoint that can be read; see `last`."""
+        return self.last("healthy")
 
     def healthy(self, path: str | os.PathLike[str]) -> None:
         """That checkpoint proved good: rollbacks may return to it. Raises as `pin`."""
@@ -340,9 +341,10 @@ class CheckpointStore:
         for snapshot in self._snapshots:
             snapshot.pinned = snapshot.state.pinned or snapshot is best
 
-    def _latest(self) -> Snapshot[Manifest] | None:
+    def _latest(self, healths: Sequence[str]) -> Snapshot[Manifest] | None:
         with self._guard:
-            return self._snapshots.latest()
+            known = (s for s in self._snapshots if s.state.health in healths and not s.suspect)
+            return max(known, key=lambda snapshot: snapshot.id, default=None)
 
     def _of(self, path: str | os.PathLike[str]) -> Snapshot[Manifest]:
         found = Path(path)
