@@ -29,7 +29,11 @@ class ToolCalls:
         call = self._at.get(call_id if index is None else index)
         if index is None and call is None and not call_id and self._calls:
             call = self._calls[-1]
-        if call is None or (call_id and call.get("id") and _begins(call, piece)):
+        if (
+            call is None
+            or (call_id and call.get("id") and _begins(call, piece))
+            or _names_another(call, piece)
+        ):
             call = {}
             self._calls.append(call)
         if index is not None:
@@ -69,6 +73,20 @@ def _begins(call: dict[str, Any], piece: dict[str, Any]) -> bool:
     return piece["id"] != call["id"] and any(
         isinstance(value, dict) and value.get("name") for value in piece.values()
     )
+
+
+def _names_another(call: dict[str, Any], piece: dict[str, Any]) -> bool:
+    """Whether a piece names another function than a call whose arguments have begun: a name comes
+    in pieces, but never behind arguments. So are parallel calls told apart that bear neither ids
+    nor indexes of their own.
+    """
+    for key, value in piece.items():
+        before = call.get(key)
+        if isinstance(value, dict) and value.get("name") and isinstance(before, dict):
+            begun = before.get("arguments") or before.get("input")
+            if begun and before.get("name") not in (None, "", value["name"]):
+                return True
+    return False
 
 
 def merge_pieces(into: dict[str, Any], piece: dict[str, Any], once: tuple[str, ...] = ()) -> None:

@@ -17,12 +17,13 @@ _STAMPS = frozenset({"index", "id", "type"})
 class _Call:
     """One call so far."""
 
-    __slots__ = ("id", "name", "position")
+    __slots__ = ("begun", "id", "name", "position")
 
     def __init__(self, position: int, call_id: str | None) -> None:
         self.position = position
         self.id = call_id
         self.name = ""
+        self.begun = False  # some of its arguments have come
 
 
 class ToolDeltas:
@@ -47,9 +48,13 @@ class ToolDeltas:
         call_id = piece.get("id") if isinstance(piece.get("id"), str) else None
         index = piece.get("index") if isinstance(piece.get("index"), int) else None
         bodies = {key: dict(value) for key, value in piece.items() if isinstance(value, dict)}
-        named = any(body.get("name") for body in bodies.values())
+        names = [body["name"] for body in bodies.values() if body.get("name")]
         call = self._find(call_id, index)
-        first = call is None or bool(call_id and call.id and call_id != call.id and named)
+        first = (
+            call is None
+            or bool(names and call_id and call.id and call_id != call.id)
+            or bool(call.begun and call.name and any(name != call.name for name in names))
+        )
         if first or call is None:
             call = _Call(len(self._calls), call_id)
             self._calls.append(call)
@@ -58,6 +63,8 @@ class ToolDeltas:
             self._at[index] = call
         if call_id:
             self._at.setdefault(call_id, call)
+        if any(body.get("arguments") or body.get("input") for body in bodies.values()):
+            call.begun = True
         return self._opening(call, piece, bodies) if first else _going_on(call, bodies)
 
     def _find(self, call_id: str | None, index: int | None) -> _Call | None:

@@ -51,6 +51,27 @@ def test_a_new_id_alone_is_not_a_new_call() -> None:
     assert run([first(0, "a", "f", "{")], [fresh])[1] == [more(0, "}")]
 
 
+PARALLEL = [
+    [{"function": {"name": "f", "arguments": "{}"}}, {"function": {"name": "g", "arguments": "1"}}],
+    [{**first(0, "", "f", "{}")}, {**first(0, "", "g", "1")}],
+]
+
+
+@pytest.mark.parametrize("given", PARALLEL)
+@pytest.mark.parametrize("together", [True, False])
+def test_another_name_behind_arguments_is_another_call(
+    given: list[dict[str, Any]], together: bool
+) -> None:
+    events = run(given) if together else run(*[[piece] for piece in given])
+    pieces = [piece for event in events for piece in event]
+    assert pieces == [first(0, "call_gen-1_0", "f", "{}"), first(1, "call_gen-1_1", "g", "1")]
+    whole = ToolCalls()
+    for piece in given:
+        whole.add(piece)
+    said = [call["function"] for call in whole.finished("gen-1")]
+    assert said == [{"name": "f", "arguments": "{}"}, {"name": "g", "arguments": "1"}]
+
+
 def test_pieces_without_an_index_belong_by_id_or_to_the_latest_call() -> None:
     a, b = {**first(0, "a", "f")}, {**first(0, "b", "g")}
     del a["index"], b["index"]
