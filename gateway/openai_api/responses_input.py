@@ -63,7 +63,7 @@ class _Conversation:
             raise wrong(f"{place}.role", f"one of {', '.join(_ROLES)}", role)
         content = item.get("content")
         if role != "assistant":
-            self._turn = None
+            self._turn, self._reasoning = None, ""
             self.messages.append({"role": role, "content": _content(content, f"{place}.content")})
             return
         said = _content(content, f"{place}.content", assistant=True)
@@ -84,7 +84,7 @@ class _Conversation:
     def function_call_output(self, item: dict[str, Any], place: str) -> None:
         if not isinstance(item.get("call_id"), str):
             raise wrong(f"{place}.call_id", "a string", item.get("call_id"))
-        self._turn = None
+        self._turn, self._reasoning = None, ""
         output = _content(item.get("output"), f"{place}.output")
         message = {"role": "tool", "tool_call_id": item["call_id"], "content": output}
         self.messages.append(message)
@@ -94,7 +94,8 @@ class _Conversation:
         if not isinstance(parts, list):
             raise wrong(f"{place}.summary", "a list", parts)
         texts = [part.get("text") for part in parts if isinstance(part, dict)]
-        self._reasoning = "\n\n".join(text for text in texts if isinstance(text, str))
+        said = [text for text in (self._reasoning, *texts) if text and isinstance(text, str)]
+        self._reasoning = "\n\n".join(said)
         self._turn = None
 
     def _begin_turn(self) -> Message:

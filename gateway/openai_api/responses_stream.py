@@ -167,7 +167,7 @@ class ResponseWriter:
         item = self._open
         if item is not None and item.part == "reasoning":
             return item
-        self._close_all("completed", events)
+        self._close_open("completed", events)
         item = self._open = self._new("rs", "reasoning")
         empty = made.reasoning_item(item.id, "", "in_progress", summarize=self._summarize)
         self._added(item, empty, events)
@@ -189,7 +189,7 @@ class ResponseWriter:
         if item is not None and item.part == part:
             return item
         if item is None or item.part == "reasoning":
-            self._close_all("completed", events)
+            self._close_open("completed", events)  # calls may go on behind a text between them
             item = self._open = self._new("msg", part)
             self._added(item, made.message_item(item.id, [], "in_progress"), events)
         else:  # a text turns into a refusal

@@ -403,3 +403,27 @@ async def test_a_choice_among_allowed_tools_leaves_only_those(s: Stage, upstream
     named = {"type": "function", "name": "other"}
     await s.post("/responses", {"input": "hi", "tools": tools, "tool_choice": named})
     assert upstream.asked[1]["tool_choice"] == {"type": "function", "function": {"name": "other"}}
+
+
+async def test_reasoning_belongs_to_what_follows_it_at_once(s: Stage, upstream: Upstream) -> None:
+    def thought(text: str) -> dict[str, Any]:
+        return {
+            "type": "reasoning",
+            "id": "rs",
+            "summary": [{"type": "summary_text", "text": text}],
+        }
+
+    given = [
+        thought("cut off"),  # an answer that ended before its first word
+        {"role": "user", "content": "go on"},
+        {"role": "assistant", "content": "well"},
+        {"role": "user", "content": "and?"},
+        thought("first"),
+        thought("then"),
+        {"role": "assistant", "content": "so"},
+        {"role": "user", "content": "thanks"},
+    ]
+    await s.post("/responses", {"input": given})
+    sent = upstream.asked[0]["messages"]
+    reasoning = [m.get("reasoning") or m.get("reasoning_content") for m in sent]
+    assert reasoning == [None, None, None, "first\n\nthen", None]

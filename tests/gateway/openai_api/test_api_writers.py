@@ -205,3 +205,20 @@ def test_odd_log_probabilities_break_no_response(odd: dict[str, Any]) -> None:
         ResponseWriter(ECHO, summarize=False), [[Chunk([Choice(Delta(content="x"), logprobs=odd)])]]
     )
     assert events[-1]["response"]["output"][0]["content"][0]["text"] == "x"
+
+
+def test_the_arguments_of_a_call_may_go_on_behind_a_text() -> None:
+    function = {"name": "f", "arguments": '{"a":'}
+    begun = {"index": 0, "id": "c", "type": "function", "function": function}
+    ended = {"index": 0, "function": {"arguments": "1}"}}
+    deltas = [Delta(tool_calls=[begun]), Delta(content="\n"), Delta(tool_calls=[ended])]
+    events = written(
+        ResponseWriter(ECHO, summarize=False), [[Chunk([Choice(delta)])] for delta in deltas]
+    )
+    for event in events:
+        EVENT.validate_python(event)
+    call, text = events[-1]["response"]["output"]
+    assert call["arguments"] == '{"a":1}'
+    assert text["content"][0]["text"] == "\n"
+    done = [e["output_index"] for e in events if e["type"] == "response.output_item.done"]
+    assert sorted(done) == [0, 1]
