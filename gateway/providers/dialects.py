@@ -180,7 +180,7 @@ def parse_event_error(
     words = read(payload) if isinstance(payload, bytes) else read_object(payload)
     if finish and not words.code:
         words = Words(_finish_words(payload) if finish == "error_finish" else words.message, finish)
-    status = int(words.code) if words.code.isascii() and words.code.isdigit() else 0
+    status = int(words.code) if re.fullmatch("[1-5][0-9]{2}", words.code) else 0
     what = (None if finish else _known(words, status, kind)) or ErrorKind.SERVER
     said = words.message or words.code or "no more was said"
     return _CLASSES.get(what, UpstreamUnavailable)(

@@ -91,7 +91,7 @@ class StreamReply(msgspec.Struct, eq=False):
                         continue
                     except NOT_JSON:
                         self._plain = False
-                if payload == END:
+                if payload.strip() == END:
                     self._finish()
                     break
                 if payload and not (self._begun and self._add_usual(payload, chunks)):

@@ -554,3 +554,9 @@ def test_whatever_is_sent_makes_an_error_and_never_raises(
     event = parse_event_error(body, kind=kind, target="t")
     assert isinstance(event, UpstreamError)
     assert len(str(event)) < 600
+
+
+@pytest.mark.parametrize("code", ["9" * 5000, int("9" * 30), "٤٢٩"])
+def test_a_code_of_any_length_is_an_error_like_another(code: object) -> None:
+    event = {"error": {"message": "broken", "code": code}}
+    assert parse_event_error(event, kind="vllm", target="t").kind is ErrorKind.SERVER

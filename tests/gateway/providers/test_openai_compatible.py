@@ -317,6 +317,11 @@ async def test_a_last_event_without_its_blank_line_counts() -> None:
     assert (await read_all(Script(Answer(HELLO, DONE.rstrip())))).text() == "Hello you"
 
 
+async def test_blanks_around_the_end_are_no_broken_answer() -> None:
+    for end in (b"data: [DONE] \n\n", b"data:  [DONE]\n\n", b"data: [DONE]\t\r\n\r\n"):
+        assert (await read_all(Script(Answer(ROLE + HELLO, STOP, end)))).text() == "Hello you"
+
+
 async def test_with_several_choices_each_must_say_that_it_ended() -> None:
     both = event({"content": "a"}) + event({"content": "b"}, index=1)
     ends = event({}, finish_reason="stop"), event({}, finish_reason="stop", index=1)
