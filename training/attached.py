@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -117,6 +118,17 @@ class Attached:
         saved = payload.get("extra", {})
         for name, part in self.extra.items():
             if name in saved:
-                part.load_state_dict(saved[name])
+                part.load_state_dict(_counted(saved[name], part.state_dict()))
                 restored.append(name)
         return restored
+
+
+def _counted(saved: Any, own: Any) -> Any:
+    """`saved` with counters where `own` has them: a checkpoint knows plain dicts only, and
+    `MultiStepLR` asks its milestones for more."""
+    if isinstance(saved, dict) and isinstance(own, Mapping):
+        inside = {name: _counted(value, own.get(name)) for name, value in saved.items()}
+        return Counter(inside) if isinstance(own, Counter) else inside
+    if isinstance(saved, list) and isinstance(own, (list, tuple)) and len(saved) == len(own):
+        return [_counted(value, there) for value, there in zip(saved, own, strict=True)]
+    return saved

@@ -417,3 +417,25 @@ def test_what_cannot_be_read_is_no_checkpoint_error_of_another_kind(tmp_path: Pa
     (tmp_path / "step_000000001_000.json").mkdir()
     with pytest.raises(CheckpointError, match="cannot be read"):
         manifest.read_manifest(tmp_path / "step_000000001_000.pt")
+
+
+def test_a_resumed_schedule_of_schedules_passes_its_milestones(tmp_path: Path) -> None:
+    def rates(folder: Path, first: int, last: int) -> list[float]:
+        with Run(folder) as run:
+            parts: list[Any] = [
+                lr_scheduler.LinearLR(run.optimizer, total_iters=5),
+                lr_scheduler.MultiStepLR(run.optimizer, [3, 6]),
+            ]
+            schedule = lr_scheduler.SequentialLR(run.optimizer, parts, milestones=[12])
+            run.ops.attach(extra={"schedule": schedule})
+            assert (run.ops.resume() is None) == (first == 1)
+            found = []
+            for step in range(first, last + 1):
+                run.optimizer.step()
+                schedule.step()
+                run.ops.on_training_step(step, WELL)
+                found.append(run.rate)
+            return found
+
+    whole = rates(tmp_path / "whole", 1, 20)
+    assert rates(tmp_path / "parts", 1, 10) + rates(tmp_path / "parts", 11, 20) == whole
