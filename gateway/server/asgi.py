@@ -11,7 +11,7 @@ from typing import Any
 
 from gateway.openai_api.errors import BodyTooLarge
 from gateway.openai_api.words import Call
-from gateway.server.edge import LINGER_BYTES, Headers, answer, plain_path
+from gateway.server.edge import LINGER_BYTES, Headers, answer, fields_of, plain_path
 from gateway.server.options import ServerOptions
 from gateway.server.service import Service
 from gateway.server.watch import Watch
@@ -132,12 +132,11 @@ async def _drop(receive: Receive) -> None:
 
 
 def _call(scope: Scope) -> Call:
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
     client = scope.get("client")
     return Call(
         scope["method"],
         plain_path(scope["path"]),
-        headers,
+        fields_of(scope["headers"]),
         query=scope["query_string"].decode("latin-1"),
         peer=client[0] if client else "",
     )

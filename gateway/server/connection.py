@@ -30,7 +30,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from gateway.errors import GatewayError
 from gateway.openai_api.errors import BodyTooLarge, RequestTimedOut
 from gateway.openai_api.words import Call
-from gateway.server.edge import LINGER_BYTES, answer, plain_path
+from gateway.server.edge import LINGER_BYTES, answer, fields_of, plain_path
 from gateway.server.exchange import Exchange
 from gateway.server.options import ServerOptions
 from gateway.server.refusals import BadHTTP, HeadTooLarge, TooManyConnections
@@ -63,6 +63,7 @@ class Connection(HttpToolsProtocol):
         self._latest: Exchange | None = None  # whose body comes in
         self._ahead: deque[Exchange] = deque()
         self._deaf = False  # what still comes in is thrown away
+        self._again = False  # the head is read once more, without its wish for another protocol
         self._over = False
         self._in_head = True
         self._head_bytes = 0
@@ -120,7 +121,10 @@ class Connection(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserError:  # the parser, or one of the callbacks below, gave up
             self._turn_away(self._why or BadHTTP("this is not HTTP/1.1"))
-        except httptools.HttpParserUpgrade:
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._again:
+                self._read_plainly(data[upgrade.args[0] :])
+                return
             # A websocket, or another protocol: answered as the plain request it also is, once.
             self._deaf = True
             if self._running is not None:
@@ -147,11 +151,17 @@ class Connection(HttpToolsProtocol):
                 raise self._reason(_too_long())
         if len(self._ahead) >= _MAX_AHEAD:
             raise self._reason(BadHTTP("too many requests ahead of their answers"))
+        exchange = self._exchange()
+        fields = exchange.call.headers
+        said = fields.get("content-length", "0")
+        body = said != "0" or "transfer-encoding" in fields
+        if body and "upgrade" in fields and self.parser.should_upgrade():
+            self._again = True  # the parser takes what follows for the other protocol's
+            return
         self._in_head = False
         self._head_bytes = 0
-        self._latest = exchange = self._exchange()
-        said = exchange.call.headers.get("content-length")
-        if said is not None and int(said) > self._options.max_body_bytes:
+        self._latest = exchange
+        if int(said) > self._options.max_body_bytes:
             self._too_large(exchange, f"the body has {said} bytes")
         if self._busy():
             self._ahead.append(exchange)
@@ -175,6 +185,8 @@ class Connection(HttpToolsProtocol):
                 self.flow.pause_reading()  # until it is its turn
 
     def on_message_complete(self) -> None:
+        if self._again:
+            return
         exchange = self._latest
         assert exchange is not None
         self._in_head = True
@@ -185,6 +197,17 @@ class Connection(HttpToolsProtocol):
             self._begin(exchange)
         else:
             self._refuse_body(exchange)
+
+    def _read_plainly(self, rest: bytes) -> None:
+        """Read a head again as if it asked for no other protocol (RFC 9110, 7.8: a server may
+        ignore that): Java's client asks for h2c with every request, and its body follows.
+        """
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        kept = [b"%b: %b" % field for field in self.headers if field[0].lower() != b"upgrade"]
+        head = b"\r\n".join([b"%b %b HTTP/%b" % (method, self.url, version), *kept, b"", b""])
+        self.parser = httptools.HttpRequestParser(self)
+        self._again, self._head_bytes = False, 0
+        self.data_received(head + rest)
 
     # -- from request to answer -----------------------------------------------------------------
 
@@ -203,7 +226,7 @@ class Connection(HttpToolsProtocol):
         call = Call(
             parser.get_method().decode("latin-1"),
             plain_path(path),
-            {n.lower().decode("latin-1"): v.decode("latin-1") for n, v in self.headers},
+            fields_of(self.headers),
             b"",
             query,
             self._peer,
@@ -227,7 +250,7 @@ class Connection(HttpToolsProtocol):
             self._begin(exchange)
         else:
             self._deadline = self.loop.time() + self._options.body_s
-            if "expect" in exchange.call.headers and not exchange.size:
+            if "expect" in exchange.call.headers and not exchange.size and exchange.chunked:
                 self._go_on(exchange.call.headers["expect"])
 
     def _begin(self, exchange: Exchange) -> None:

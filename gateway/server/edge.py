@@ -6,7 +6,7 @@ Each interface (`connection.py`, `rsgi.py`, `asgi.py`) has an `Out` of its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import Final, Protocol
 
 from gateway.openai_api.words import Body, Call
@@ -69,6 +69,17 @@ async def answer(service: Service, call: Call, out: Out, ping_s: float) -> None:
         waits = out.whole(status, headers, body)
         if waits is not None:
             await waits
+
+
+def fields_of(given: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Header fields by lower-case name. Several of one name are one list (RFC 9110, 5.3): a
+    `no-store` is not undone by a `max-age` that a proxy adds.
+    """
+    fields: dict[str, str] = {}
+    for raw_name, raw_value in given:
+        name, value = raw_name.lower().decode("latin-1"), raw_value.decode("latin-1")
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    return fields
 
 
 def plain_path(path: str) -> str:

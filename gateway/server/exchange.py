@@ -39,12 +39,12 @@ class Exchange:
     """
 
     __slots__ = (
-        "_chunked",
         "_done",
         "_fixed",
         "_flow",
         "_transport",
         "call",
+        "chunked",
         "error",
         "gone",
         "keep_alive",
@@ -73,7 +73,7 @@ class Exchange:
         self._done = done
         self._fixed = fixed
         self.keep_alive = keep_alive
-        self._chunked = chunked
+        self.chunked = chunked
         self.error: GatewayError | None = None
         self.more_body = True
         self.pieces: list[bytes] = []
@@ -99,10 +99,10 @@ class Exchange:
 
     def begin(self, status: int, headers: Headers) -> Awaitable[object] | None:
         """Send the head of a stream."""
-        if not self._chunked:
+        if not self.chunked:
             self.keep_alive = False  # its end is the connection's
         self.response_started = True
-        chunked = self._chunked and self.call.method != "HEAD"
+        chunked = self.chunked and self.call.method != "HEAD"
         more = "transfer-encoding: chunked\r\n" if chunked else ""
         self._transport.write(self._head(status, headers, more))
         return None
@@ -113,13 +113,13 @@ class Exchange:
             return self._send_later(piece)
         # A piece of no bytes would be the end of the body.
         if piece and not self._transport.is_closing():
-            self._transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece)
+            self._transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if self.chunked else piece)
         return None
 
     def end(self) -> Awaitable[object] | None:
         """The stream is over."""
         if not self.response_complete:
-            if self._chunked and self.call.method != "HEAD":
+            if self.chunked and self.call.method != "HEAD":
                 self._transport.write(b"0\r\n\r\n")
             self._complete()
         return None
@@ -133,7 +133,8 @@ class Exchange:
         self.keep_alive = False
         self.response_started = True
         length = f"content-length: {len(body)}\r\n"
-        self._transport.write(self._head(status, headers, length) + body)
+        head = self._head(status, headers, length)
+        self._transport.write(head if self.call.method == "HEAD" else head + body)
 
     def leave(self) -> None:
         """The client has gone: whoever works for it stops."""
