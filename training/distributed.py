@@ -30,7 +30,7 @@ from training.checkpoints.state import reseed, rng_state, set_rng_state
 from training.config import AnomalyConfig, CheckpointConfig
 from training.errors import CheckpointError, TrainingError
 from training.guard import GradientGuard
-from training.recovery import RecoveryPolicy
+from training.recovery import STRANDED, RecoveryPolicy
 from training.sharded import Peers, ShardedStore
 
 # In the order of their weight: the largest number any rank reports is what all act upon.
@@ -101,7 +101,7 @@ class DistributedOperations:
             lambda: self.anomaly_config, lambda: self.checkpoint_config
         )
         self._recovery = RecoveryPolicy(lambda: self.anomaly_config)
-        self._seed, self._halted, self._done = seed, False, 0
+        self._seed, self._halted, self._done, self._stranded = seed, False, 0, 0
         self.peers = Peers(process_group)
         self.store = ShardedStore(
             checkpoint_dir, self.peers, keep=self.checkpoint_config.max_checkpoints
@@ -149,6 +149,7 @@ class DistributedOperations:
             self._recover(step, anomaly, result, dropped=dropped > 0 and not of_reward)
         if anomaly is None:
             self._recovery.well()
+            self._stranded = 0
         self._save_if_due(step, numbers, result, flagged=anomaly is not None)
         result["lr_scale"], result["halt"] = self.lr_scale, self._halted
         return result
@@ -223,7 +224,10 @@ class DistributedOperations:
             return
         if found is None:
             self._recovery.forget()
-            events.append("no healthy checkpoint to return to yet")
+            self._stranded += anomaly.kind == "non_finite"
+            self._halted = self._halted or self._stranded >= STRANDED
+            halt = "halt: " if self._halted else ""
+            events.append(f"{halt}no healthy checkpoint to return to yet")
             return
         self.rollbacks += 1
         self.store.attempt += 1

@@ -17,6 +17,9 @@ from typing import Any
 from training.anomaly import Anomaly
 from training.config import AnomalyConfig
 
+# Steps in a row that are not finite, with nothing to return to, after which a run is given up.
+STRANDED = 20
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:

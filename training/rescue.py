@@ -10,11 +10,8 @@ from training.config import AnomalyConfig
 from training.errors import TrainingError
 from training.keeper import Keeper, Return
 from training.metrics import Reporter
-from training.recovery import RecoveryPolicy
+from training.recovery import STRANDED, RecoveryPolicy
 from training.trial import Trials
-
-# Steps in a row that are not finite, with nothing to return to, after which a run is given up.
-_STRANDED = 20
 
 
 class Rescue:
@@ -122,8 +119,8 @@ class Rescue:
         self._stranded += anomaly.kind == "non_finite"
         if self._keeper.rollbacks:  # those there were proved bad
             self._halt("no checkpoint is left to return to", result)
-        elif self._stranded >= _STRANDED:
-            self._halt(f"not finite for {_STRANDED} steps, and nothing to return to", result)
+        elif self._stranded >= STRANDED:
+            self._halt(f"not finite for {STRANDED} steps, and nothing to return to", result)
 
     def _halt(self, why: str, result: dict[str, Any]) -> None:
         if not self.halted:

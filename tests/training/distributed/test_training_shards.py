@@ -23,7 +23,7 @@ from training.checkpoints import shards  # noqa: E402
 from training.checkpoints.manifest import read_manifest, write_manifest  # noqa: E402
 from training.checkpoints.store import CheckpointStore  # noqa: E402
 from training.cli import main  # noqa: E402
-from training.config import CheckpointConfig  # noqa: E402
+from training.config import AnomalyConfig, CheckpointConfig  # noqa: E402
 from training.distributed import DistributedOperations  # noqa: E402
 
 
@@ -199,3 +199,46 @@ def test_a_disk_that_fails_is_told_and_the_run_goes_on(
         ]
     finally:
         dist.destroy_process_group()
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[DistributedOperations]:
+    """A run of one rank that saves every second step and has nothing behind it."""
+    alone()
+    try:
+        model = torch.nn.Linear(2, 1)
+        ops = DistributedOperations(
+            tmp_path / "run",
+            model=model,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+            checkpoint_config=CheckpointConfig(save_interval_steps=2),
+            anomaly_config=AnomalyConfig(profile="spec", cooldown_steps=3),
+        )
+        yield ops
+        ops.close()
+    finally:
+        dist.destroy_process_group()
+
+
+def saved(ops: DistributedOperations, first: int, last: int) -> list[int]:
+    """Steps that are well; which of them saved."""
+    told = {s: ops.on_training_step(s, {"loss": 1.0}) for s in range(first, last + 1)}
+    return [step for step, result in told.items() if result["checkpoint_path"]]
+
+
+def test_another_interval_and_an_earlier_step_are_counted_from_there(
+    running: DistributedOperations,
+) -> None:
+    assert saved(running, 1, 6) == [2, 4, 6]
+    running.checkpoint_config = CheckpointConfig(save_interval_steps=5)
+    assert saved(running, 7, 10) == [10]
+    assert running.on_training_step(40, {"loss": 5.0})["restored_step"] == 10
+    assert saved(running, 11, 15) == [15]  # the caller counts on from the checkpoint
+    assert running.on_training_step(16, {"loss": 5.0})["restored_step"] == 15
+
+
+def test_a_run_that_is_never_finite_and_has_nothing_to_return_to_halts(
+    running: DistributedOperations,
+) -> None:
+    told = [running.on_training_step(s, {"loss": float("nan")})["halt"] for s in range(1, 21)]
+    assert told == [False] * 19 + [True]
