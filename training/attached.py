@@ -27,10 +27,13 @@ class Attached:
     Attributes:
         model, optimizer: as given, None if not.
         extra: further parts by name.
+        infinite: where the model's buffers were not finite when it was attached, such as the -inf
+            of an attention mask: nothing that training broke, so no reason not to save.
     """
 
     def __init__(self) -> None:
         self.model: Any = None
+        self.infinite: frozenset[str] = frozenset()
         self.optimizer: Any = None
         self.extra: dict[str, Stateful] = {}
 
@@ -50,7 +53,8 @@ class Attached:
                     f"attach({name}=...): a {kind} has no state_dict() and load_state_dict(); "
                     "attach what holds the weights, such as a torch.nn.Module or an optimizer"
                 )
-        self.model = self.model if model is None else model
+        if model is not None:
+            self.model, self.infinite = model, _infinite_buffers(model)
         self.optimizer = self.optimizer if optimizer is None else optimizer
         self.extra.update(extra)
 
@@ -121,6 +125,16 @@ class Attached:
                 part.load_state_dict(_counted(saved[name], part.state_dict()))
                 restored.append(name)
         return restored
+
+
+def _infinite_buffers(model: Any) -> frozenset[str]:
+    buffers = getattr(model, "named_buffers", None)
+    if buffers is None:
+        return frozenset()
+    from training.checkpoints.state import not_finite  # noqa: PLC0415
+
+    places = ((f"state.model.{name}", buffer) for name, buffer in buffers())
+    return frozenset(place for place, buffer in places if not_finite(buffer) is not None)
 
 
 def _counted(saved: Any, own: Any) -> Any:

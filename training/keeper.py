@@ -134,7 +134,14 @@ class Keeper:
             if model_state is not None and "model" not in payload:
                 payload["model"] = model_state() if callable(model_state) else model_state
             payload["ops"] = self._ops_state()
-            return store.save(step, payload, metrics=plain, score=score, healthy=healthy)
+            return store.save(
+                step,
+                payload,
+                metrics=plain,
+                score=score,
+                healthy=healthy,
+                infinite=self.attached.infinite,
+            )
         except (TrainingError, OSError):
             raise
         except Exception as error:  # whatever a part of the run makes of `state_dict()`

@@ -439,3 +439,15 @@ def test_a_resumed_schedule_of_schedules_passes_its_milestones(tmp_path: Path) -
 
     whole = rates(tmp_path / "whole", 1, 20)
     assert rates(tmp_path / "parts", 1, 10) + rates(tmp_path / "parts", 11, 20) == whole
+
+
+def test_a_mask_of_infinities_is_no_reason_not_to_save(tmp_path: Path) -> None:
+    with Run(tmp_path) as run:
+        run.model.register_buffer("mask", torch.full((2, 2), -math.inf).triu(1))
+        run.ops.attach(model=run.model)
+        assert run.well(1, 10) == [10]
+        with torch.no_grad():
+            run.model.weight.fill_(math.inf)
+        told = run.ops.on_training_step(20, WELL)
+        assert told["checkpoint_path"] is None
+        assert "state.model.weight is not finite" in " ".join(told["events"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -12,8 +12,14 @@ from training.checkpoints.staging import Slot, finite
 from training.errors import CheckpointForeign, SaveFailed
 
 
-def not_finite(value: Any, place: str = "state") -> str | None:
-    """The place of the first tensor with a NaN or an infinity in it; None if all is well."""
+def not_finite(value: Any, place: str = "state", but: Collection[str] = frozenset()) -> str | None:
+    """The place of the first tensor with a NaN or an infinity in it; None if all is well.
+
+    Args:
+        but: places that may be so.
+    """
+    if place in but:
+        return None
     if isinstance(value, torch.Tensor):
         if not value.is_floating_point() and not value.is_complex():
             return None
@@ -24,17 +30,18 @@ def not_finite(value: Any, place: str = "state") -> str | None:
     elif isinstance(value, list) and not (value and type(value[0]) in (int, float)):
         items = enumerate(value)
     for key, item in items:
-        bad = not_finite(item, f"{place}.{key}")
+        bad = not_finite(item, f"{place}.{key}", but)
         if bad is not None:
             return bad
     return None
 
 
-def see_that_it_is_finite(slot: Slot) -> None:
-    """Raises SaveFailed, naming the place, if what is staged is not."""
+def see_that_it_is_finite(slot: Slot, but: Collection[str] = frozenset()) -> None:
+    """Raises SaveFailed, naming the place, if what is staged is not; see `not_finite`."""
     if not slot.is_finite():
-        place = not_finite(slot.value())
-        raise SaveFailed(f"{place} is not finite; what is broken is not saved")
+        place = not_finite(slot.value(), but=but)
+        if place is not None:
+            raise SaveFailed(f"{place} is not finite; what is broken is not saved")
 
 
 def rng_state() -> dict[str, Any]:

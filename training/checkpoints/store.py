@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,7 @@ class CheckpointStore:
         metrics: Mapping[str, float] | None = None,
         healthy: bool = True,
         score: float | None = None,
+        infinite: Collection[str] = frozenset(),
     ) -> str:
         """Stage a checkpoint and commit it, in the background unless told otherwise.
 
@@ -117,6 +118,7 @@ class CheckpointStore:
             metrics: for the manifest; what is not finite is left out.
             healthy: whether a rollback may return to it.
             score: higher is better; the best one is kept.
+            infinite: places such as `state.model.mask` that need not be finite.
 
         Returns:
             The path it will have once it is committed.
@@ -135,9 +137,8 @@ class CheckpointStore:
             raise SaveSkipped(f"step {step}: the two before it are still being written")
         try:
             slot.fill({**payload, "schema": SCHEMA, "step": int(step)})
-            looked_through = slot.size <= LOOKED_THROUGH_AT_ONCE
-            if looked_through:
-                see_that_it_is_finite(slot)
+            if looked_through := slot.size <= LOOKED_THROUGH_AT_ONCE:
+                see_that_it_is_finite(slot, infinite)
             manifest = self._new_manifest(int(step), metrics or {}, score, healthy=healthy)
         except BaseException:
             self._staging.give_back(slot)
@@ -147,7 +148,7 @@ class CheckpointStore:
             start = time.perf_counter()
             try:
                 if not looked_through:
-                    see_that_it_is_finite(slot)
+                    see_that_it_is_finite(slot, infinite)
                 self._commit(manifest, slot)
             except BaseException:
                 with self._guard:
