@@ -6,7 +6,6 @@ https://github.com/emmett-framework/granian/blob/master/docs/spec/RSGI.md
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from typing import Any
 
 from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]
@@ -117,9 +116,12 @@ class _Out:
         else:
             self._stream = self._protocol.response_stream(status, headers)
 
-    def send(self, piece: bytes) -> Awaitable[object] | None:
-        sent: Awaitable[object] | None = self._stream and self._stream.send_bytes(piece)
-        return sent
+    async def send(self, piece: bytes) -> None:
+        """Send a piece. A coroutine so that nobody keeps what granian returns: it holds the error
+        of a client that left, which holds the frames that hold it, unseen by the collector.
+        """
+        if self._stream is not None:
+            await self._stream.send_bytes(piece)
 
     def end(self) -> None:
         """Let go of the stream: granian ends it when nobody holds it any more."""
