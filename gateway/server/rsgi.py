@@ -15,6 +15,7 @@ from gateway.openai_api.errors import BodyTooLarge, RequestTimedOut
 from gateway.openai_api.words import Call
 from gateway.server.edge import Headers, answer, plain_path
 from gateway.server.options import ServerOptions
+from gateway.server.refusals import TooManyConnections
 from gateway.server.service import Service
 from gateway.server.watch import Watch
 
@@ -24,7 +25,8 @@ class RSGI:
 
     Args:
         service: answers.
-        options: bounds on what is taken in.
+        options: bounds on what is taken in. RSGI shows no connections, so `max_connections` bounds
+            the requests under way: at most one on each.
 
     Attributes:
         tasks: requests being answered.
@@ -51,11 +53,13 @@ class RSGI:
     async def _http(self, call: Call, protocol: Any, task: asyncio.Task[Any]) -> None:
         out = _Out(protocol, call)
         try:
+            if len(self.tasks) > self._options.max_connections:
+                raise TooManyConnections("too many requests under way; try again in a moment")
             call.body = await self._read(call, protocol)
         except GatewayError as error:
             status, headers, body = self._service.error(call, error)
             assert isinstance(body, bytes)
-            out.whole(status, headers, body)
+            out.whole(status, [*headers, ("connection", "close")], body)
             return
         out.watch = watch = Watch(protocol.client_disconnect, task)
         try:

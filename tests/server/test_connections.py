@@ -111,6 +111,13 @@ async def test_forms_of_a_good_request(serve: Serve, upstream: ScriptedUpstream)
         assert upstream.stats("creative-model").requests == 1
 
 
+async def test_http_2_is_not_spoken(serve: Serve) -> None:
+    async with serve() as live:
+        client = await live.connect()
+        client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")  # settings
+        assert (await client.closed())[:12] in (b"HTTP/1.1 400", b"")
+
+
 async def test_expect_100_continue(serve: Serve) -> None:
     async with serve(max_body_bytes=2048) as live:
         client = await live.connect()
@@ -172,6 +179,33 @@ async def test_more_connections_than_are_taken_are_told_so(serve: Serve) -> None
         assert one_more.error["code"] == "too_many_connections"
         assert one_more.headers["retry-after"] == "1"
         taken[0].close()
+        async with asyncio.timeout(5):
+            while (await live.ask(HELLO)).status != 200:
+                await asyncio.sleep(0.01)
+
+
+async def test_more_requests_than_are_taken_are_told_so(
+    serve: Serve, upstream: ScriptedUpstream
+) -> None:
+    async with serve(max_connections=3) as live:
+        upstream.script("creative-model", ["silent"])
+        stats = upstream.stats("creative-model")
+        taken = [await live.connect() for _ in range(3)]
+        for number, client in enumerate(taken):
+            client.send(post("/v1/chat/completions", chat("creative", text=f"{number}")))
+        await upstream.until(lambda: stats.in_flight == 3)
+        for request in (HELLO.encode(), post("/v1/chat/completions", chat("creative"))):
+            one_more = await live.connect()
+            one_more.send(request)
+            answer = await one_more.answer()
+            assert answer.status == 503
+            assert answer.error["code"] == "too_many_connections"
+            assert answer.headers["retry-after"] == "1"
+            assert answer.headers["connection"] == "close"
+            assert await one_more.closed() == b""
+        assert stats.requests == 3
+        taken[0].close()
+        await upstream.until(lambda: stats.in_flight == 2)
         async with asyncio.timeout(5):
             while (await live.ask(HELLO)).status != 200:
                 await asyncio.sleep(0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,23 +73,18 @@ async def test_a_client_that_leaves_behind_a_second_request_frees_both(
         assert upstream.stats("creative-model").requests == 1
 
 
-@UVICORN
-async def test_a_client_that_stops_reading_holds_up_the_upstream_and_then_is_cut_off(
+async def test_a_client_that_stops_reading_is_cut_off(
     serve: Serve, upstream: ScriptedUpstream
 ) -> None:
-    sent = 0
-
     async def flood(exchange: Exchange) -> None:
-        nonlocal sent
         exchange.head()
         exchange.role()
         while True:
             exchange.say("x" * 10_000)
-            sent += 10_000
             await exchange.pause()
 
     async with serve(send_s=1.0) as live:
-        upstream.pace_s = 0.0005
+        upstream.pace_s = 0.002
         upstream.script("creative-model", [flood])
         client = await live.connect(receive_buffer=4096)
         client.send(post("/v1/chat/completions", chat("creative", stream=True)))
@@ -97,6 +93,36 @@ async def test_a_client_that_stops_reading_holds_up_the_upstream_and_then_is_cut
         await live.until(nothing_left)
         memory = await live.memory_mb()
         assert memory < 150, "what nobody reads is not kept"
+
+
+async def test_an_answer_nobody_reads_is_not_kept_for_good_though_upstream_is_done(
+    serve: Serve, upstream: ScriptedUpstream
+) -> None:
+    async def long(exchange: Exchange) -> None:
+        exchange.head()
+        exchange.role()
+        exchange.say(*["x" * 100_000] * 120)  # more than the kernel holds on both sides
+        exchange.finish()
+        exchange.end()
+
+    async with serve(send_s=1.0) as live:
+        upstream.script("creative-model", [long])
+        client = await live.connect(receive_buffer=4096)
+        client.send(post("/v1/chat/completions", chat("creative", stream=True)))
+        stats = upstream.stats("creative-model")
+        await upstream.until(lambda: stats.requests == 1 and stats.in_flight == 0)
+        assert held(live.port) == 1
+        async with asyncio.timeout(10):
+            while held(live.port):
+                await asyncio.sleep(0.02)
+        await live.until(nothing_left)
+        assert stats.aborted == 0
+
+
+def held(port: int) -> int:
+    """Connections that a service on this machine has at a port, by proc(5)."""
+    rows = (row.split() for row in Path("/proc/net/tcp").read_text("ascii").splitlines()[1:])
+    return sum(row[1].endswith(f":{port:04X}") and row[3] == "01" for row in rows)  # established
 
 
 async def test_silence_is_filled_with_comments_and_a_late_failure_is_an_event(
