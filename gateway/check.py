@@ -15,7 +15,8 @@ from gateway.modes import ModeOptions, TargetOptions
 from gateway.providers.address import shown
 from gateway.providers.base import Call, Provider
 from gateway.providers.capabilities import KINDS, capabilities
-from gateway.registry import Clients, build_provider, build_store, resolve
+from gateway.providers.embeddings import Embedder, build_embedder
+from gateway.registry import Clients, api_key, build_provider, build_store, resolve
 from gateway.transport.base import Origin, request_head
 
 _QUESTION = "Say yes."
@@ -40,7 +41,7 @@ _REMEDIES = {
     ErrorKind.MODEL: "{where}/models says what there is; set model in [{table}]",
     ErrorKind.CONTEXT: "its context window is too small to be useful: serve it with a larger one",
     ErrorKind.CONTENT: "its content filter stops even a greeting: look at the account's settings",
-    ErrorKind.REQUEST: "it refuses what [modes.{mode}] asks for: look at the sampling fields there",
+    ErrorKind.REQUEST: "it refuses what [{owner}] asks for: look at the sampling fields there",
 }
 
 
@@ -48,13 +49,13 @@ class TargetCheck(msgspec.Struct, kw_only=True):
     """How one target of one mode is.
 
     Attributes:
-        mode: whose target it is.
+        mode: whose target it is; "embeddings" of those that embed.
         table: where it stands in the file, such as `modes.creative.targets[0]`.
         kind: the backend's kind; what `auto` stands for here and now.
         where: its address, "" if it has none.
         model: the model asked for; "" is whatever is served there.
         ok: whether it is well; None if it was not asked.
-        first_token_s: seconds from the question to the first token.
+        first_token_s: seconds from the question to the first token, or to the vectors.
         problem: what is wrong, "" if nothing.
         remedy: what to do about it.
         built: False if not even a request could be made: the file is to be mended.
@@ -76,8 +77,9 @@ class TargetCheck(msgspec.Struct, kw_only=True):
 class _Candidate:
     check: TargetCheck
     options: TargetOptions
-    mode: ModeOptions
+    mode: ModeOptions | None  # None embeds
     provider: Provider | None = None
+    embedder: Embedder | None = None
 
 
 async def check(
@@ -94,7 +96,13 @@ async def check(
         ConfigError: `[cache]` names a store that cannot be built.
     """
     candidates = [
-        _candidate(mode, number) for mode in config.modes for number in range(len(mode.targets))
+        _candidate(options, f"modes.{mode.name}.targets[{number}]", mode)
+        for mode in config.modes
+        for number, options in enumerate(mode.targets)
+    ]
+    candidates += [
+        _candidate(options, f"embeddings.targets[{number}]", None)
+        for number, options in enumerate(config.embeddings)
     ]
     clients = Clients()
     try:
@@ -105,8 +113,8 @@ async def check(
             # One after the other where targets fail together, so that none slows another down.
             domains: dict[str, list[_Candidate]] = {}
             for candidate in candidates:
-                if candidate.provider is not None:
-                    domains.setdefault(candidate.provider.domain, []).append(candidate)
+                if built := candidate.provider or candidate.embedder:
+                    domains.setdefault(built.domain, []).append(candidate)
             await asyncio.gather(*(_ask(one, clients, timeout_s) for one in domains.values()))
     finally:
         for candidate in candidates:
@@ -142,14 +150,14 @@ def table(checks: Sequence[TargetCheck]) -> str:
     return "\n".join(lines)
 
 
-def _candidate(mode: ModeOptions, number: int) -> _Candidate:
-    options = resolve(mode.targets[number], mode.name)
+def _candidate(options: TargetOptions, place: str, mode: ModeOptions | None) -> _Candidate:
+    options = resolve(options, mode.name if mode else "")
     address = options.base_url
     if options.kind in KINDS:
         address = address or capabilities(options.kind).base_url
     found = TargetCheck(
-        mode=mode.name,
-        table=f"modes.{mode.name}.targets[{number}]",
+        mode=mode.name if mode else "embeddings",
+        table=place,
         kind=options.kind,
         where=shown(address),
         model=options.model,
@@ -160,6 +168,10 @@ def _candidate(mode: ModeOptions, number: int) -> _Candidate:
 def _build(candidate: _Candidate, clients: Clients) -> None:
     found = candidate.check
     try:
+        if candidate.mode is None:
+            client = clients.for_target(candidate.options)
+            candidate.embedder = build_embedder(candidate.options, client, api_key)
+            return
         candidate.provider = build_provider(candidate.options, clients)
         found.model = candidate.provider.model
     except ConfigError as error:
@@ -174,7 +186,10 @@ async def _ask(candidates: Sequence[_Candidate], clients: Clients, timeout_s: fl
             await _wake(candidate.provider)
             async with asyncio.timeout(timeout_s):
                 await _check_health(candidate, clients)
-                found.first_token_s = await _first_token_s(candidate)
+                if candidate.embedder is not None:
+                    found.first_token_s = await _vectors_s(candidate.embedder)
+                else:
+                    found.first_token_s = await _first_token_s(candidate)
             found.ok = True
         except UpstreamError as error:
             found.ok, found.problem = False, str(error)
@@ -189,7 +204,9 @@ def _remedy(candidate: _Candidate, kind: ErrorKind) -> str:
     if options.kind == "local" and kind is ErrorKind.CONNECT:
         return ""  # the model process has told all there is to tell
     key = options.api_key_env or options.api_key_file or f"api_key_env in [{found.table}]"
-    return _REMEDIES[kind].format(where=found.where, table=found.table, mode=found.mode, key=key)
+    return _REMEDIES[kind].format(
+        where=found.where, table=found.table, owner=found.table.partition(".targets")[0], key=key
+    )
 
 
 async def _wake(provider: Provider | None) -> None:
@@ -218,10 +235,18 @@ async def _check_health(candidate: _Candidate, clients: Clients) -> None:
         raise UpstreamError(f"{path} says 503, not ready", kind=ErrorKind.LOADING, status=503)
 
 
+async def _vectors_s(embedder: Embedder) -> float:
+    """Ask for one vector, and time it."""
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    await embedder.embed({"input": _QUESTION}, "check")
+    return clock() - began
+
+
 async def _first_token_s(candidate: _Candidate) -> float:
     """Ask for a few tokens the way the mode would, and time the first one."""
     provider, mode = candidate.provider, candidate.mode
-    assert provider is not None
+    assert provider is not None and mode is not None
     sampling = {key: value for key, value in mode.sampling.items() if key not in _LEFT_OUT}
     call = Call(
         [{"role": "user", "content": _QUESTION}],

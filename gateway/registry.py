@@ -33,11 +33,20 @@ class Clients:
         """The client of this target's `transport`, `connect_s` and `ca_file`.
 
         With `transport = "httpx"`, `options["transport"]` may be any `httpx.AsyncBaseTransport`.
+
+        Raises:
+            ConfigError: `ca_file` is not there, or holds no certificates.
         """
         own = options.options.get("transport")
         key = (options.transport, options.connect_s, options.ca_file, id(own) if own else None)
         if key not in self._clients:
-            self._clients[key] = _TRANSPORTS[options.transport](options)
+            try:
+                self._clients[key] = _TRANSPORTS[options.transport](options)
+            except OSError as error:  # ssl.SSLError is one, too
+                raise ConfigError(
+                    f"cannot read {options.ca_file} as PEM: {error.strerror or error}",
+                    key="ca_file",
+                ) from None
         return self._clients[key]
 
     async def aclose(self) -> None:

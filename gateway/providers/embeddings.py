@@ -115,7 +115,6 @@ class HTTPEmbedder:
         self.headers_s = options.headers_s
         self._kind = options.kind
         self._client = client
-        self._secrets = secrets(options, api_key)
         self._origin, self._head = address(
             options.base_url or row.base_url,
             "embeddings",
@@ -123,6 +122,7 @@ class HTTPEmbedder:
             api_key,
             accept="application/json",
         )
+        self._secrets = secrets(options, api_key)
         digest = hashlib.sha256((api_key or "").encode()).hexdigest()[:8]
         self.domain = f"{self._origin}#{digest}"
 

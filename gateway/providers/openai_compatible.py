@@ -81,10 +81,10 @@ class OpenAICompatible:
         self.streams = options.stream_upstream or known.stream_only
         self._headers_s = options.headers_s
         self._client = client
-        self._decoder = CarefulDecoder(options.kind, self.name, secrets(options, api_key))
         self._origin, self._head = address(
             base_url, "chat/completions", options, api_key, accept=_ACCEPT
         )
+        self._decoder = CarefulDecoder(options.kind, self.name, secrets(options, api_key))
         _, self._raw_head = address(base_url, "completions", options, api_key, accept=_ACCEPT)
         digest = hashlib.sha256((api_key or "").encode()).hexdigest()[:8]
         self.domain = f"{self._origin}#{digest}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -158,3 +159,48 @@ async def test_nothing_stays_open() -> None:
         await only(one_target(kind="vllm", base_url=stub.base_url))
         await only(one_target(kind="vllm", base_url=stub.base_url, transport="httpx"))
     # leaving the server would hang, and unclosed sockets would be warnings, which are errors
+
+
+def embedding(**target: Any) -> Config:
+    modes = {"fast": {"targets": [{"kind": "simulated"}]}}
+    return Config.from_dict({"modes": modes, "embeddings": {"targets": [target]}})
+
+
+async def test_those_that_embed_are_asked_for_a_vector() -> None:
+    async with Stub() as stub:
+        stub.content_type = "application/json"
+        stub.body = b'{"object":"list","model":"bge","data":[{"index":0,"embedding":[1.0]}]}'
+        _, found = await check(embedding(kind="openai", base_url=stub.base_url, model="bge"))
+    assert found.ok is True and found.mode == "embeddings" and found.model == "bge"
+    assert found.first_token_s is not None
+    assert stub.requests == [("/v1/embeddings", {"input": "Say yes.", "model": "bge"})]
+
+
+async def test_an_embedding_target_that_serve_would_refuse_is_not_well() -> None:
+    checks = await check(embedding(kind="openai"), probe=False)
+    assert checks[1].problem == "model: an embedding target must be told which model"
+    assert exit_code(checks) == 2 and "[embeddings.targets[0]] model" in table(checks)
+    async with Stub() as stub:
+        stub.fail(400, {"message": "no"})
+        _, found = await check(embedding(kind="openai", base_url=stub.base_url, model="bge"))
+    assert found.ok is False and "[embeddings]" in found.remedy
+
+
+async def test_an_address_that_python_cannot_even_split_is_the_files_fault() -> None:
+    for config in (
+        one_target(kind="openai", model="m", base_url="http://[::1/v1"),
+        embedding(kind="openai", model="m", base_url="http://[::1/v1"),
+    ):
+        found = (await check(config, probe=False))[-1]
+        assert found.problem == "base_url: Invalid IPv6 URL" and not found.built
+
+
+async def test_certificates_that_are_not_there_or_none_are_the_files_fault(tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").write_text("nothing", encoding="utf-8")
+    for transport in ("http1", "httpx"):
+        for name in ("none.pem", "empty.pem"):
+            file = str(tmp_path / name)
+            target = {"kind": "openai", "model": "m", "transport": transport, "ca_file": file}
+            found = await only(one_target(**target), probe=False)
+            assert found.problem.startswith(f"ca_file: cannot read {file} as PEM: ")
+            assert not found.built
