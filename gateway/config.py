@@ -6,6 +6,7 @@ Each table's options stand at the top of the file they configure; this file only
 from __future__ import annotations
 
 import os
+import sysconfig
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -88,6 +89,9 @@ class Config:
                     key="targets",
                 )
         _check_keys(self, names)
+        auto = self.server.default_mode
+        if auto and auto not in names:
+            raise unknown_value(auto, names, "server", "default_mode")
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -106,7 +110,7 @@ class Config:
                 type, unit or range, or an environment variable it names is not set.
         """
         file = os.fspath(path)
-        tables = _toml(file, "copy config.toml from the project")
+        tables = _toml(file, f"copy {_template()} there, or name another")
         return cls.from_dict(tables, source=file)
 
     @classmethod
@@ -156,7 +160,7 @@ def _config(tables: Mapping[str, Any], source: str | None) -> Config:
 
 def _toml(file: str, remedy: str) -> dict[str, Any]:
     try:
-        text = Path(file).read_text(encoding="utf-8")
+        text = Path(file).read_text(encoding="utf-8-sig")  # some editors put a mark before it
         return tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"no such file; {remedy}", file=file) from None
@@ -166,6 +170,13 @@ def _toml(file: str, remedy: str) -> dict[str, Any]:
         raise ConfigError("tables or lists are nested too deep", file=file) from None
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a zero byte in the path
         raise ConfigError(f"cannot be read: {error}", file=file) from None
+
+
+def _template() -> str:
+    """The commented configuration: in a checkout at its top, else where the wheel has put it."""
+    checkout = Path(__file__).parents[1] / "config.toml"
+    installed = Path(sysconfig.get_path("data"), "share", "downshift-gateway", "config.toml")
+    return next((str(file) for file in (checkout, installed) if file.is_file()), "the project's")
 
 
 def _beside(source: str | None, file: str) -> str:

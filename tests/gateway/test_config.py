@@ -244,3 +244,25 @@ def test_a_configuration_does_not_print_what_it_knows_of_keys() -> None:
     )
     assert ONE.removeprefix("sha256:") not in repr(config)
     assert OTHER.removeprefix("sha256:") not in repr(config)
+
+
+def test_auto_stands_for_a_mode_that_there_is() -> None:
+    with pytest.raises(ConfigError, match=r"^\[server\]: default_mode: expected one of only"):
+        Config.from_dict(with_mode(server={"default_mode": "onyl"}))
+    assert Config.from_dict(with_mode(server={"default_mode": "only"})).server.default_mode
+
+
+def test_a_mark_that_windows_editors_put_first_is_no_mistake(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + SHIPPED.read_bytes())
+    assert Config.from_toml(file).modes == Config.from_toml(SHIPPED).modes
+
+
+def test_a_missing_file_names_one_to_begin_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as refused:
+        Config.from_toml("config.toml")
+    words = refused.value.reason.split()
+    assert Config.from_toml(words[words.index("copy") + 1]).modes
