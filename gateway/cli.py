@@ -36,7 +36,7 @@ main = typer.Typer(
     rich_markup_mode=None,
 )
 main.add_typer(keys, name="keys")
-main.add_typer(faultlab, name="faultlab")
+main.add_typer(faultlab, name="faultlab", short_help="Meet every fault there is, and see who lies.")
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="Configuration file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print data instead of text.")]
@@ -126,9 +126,8 @@ def generate(
         **{name: value for name, value in sampling.items() if value is not None},
     }
 
-    async def answer() -> Generation:
+    async def answer(asked: str | list[Message]) -> Generation:
         async with Gateway.from_toml(config, listeners=_listeners(verbose, log_json)) as gateway:
-            asked = _messages(prompt, system)
             if not stream:
                 return await gateway.generate(asked, mode, **wanted)
             async with gateway.stream(asked, mode, **wanted) as pieces:
@@ -142,7 +141,8 @@ def generate(
                 return await pieces.finish()
 
     with _plain_errors(as_json, hint="`gateway check` says which target is not well"):
-        generation = asyncio.run(answer())
+        asked = _messages(prompt, system)  # not in the event loop: Ctrl-C must end reading, too
+        generation = asyncio.run(answer(asked))
         if as_json:
             typer.echo(_json(_described(generation)))
         elif not stream:
@@ -153,7 +153,12 @@ def generate(
 
 @main.command()
 def check(
-    config: Annotated[Path, typer.Argument(help="Configuration file.")] = Path("config.toml"),
+    config: Annotated[
+        Path | None, typer.Argument(help="Configuration file.", show_default="config.toml")
+    ] = None,
+    named: Annotated[Path, typer.Option("--config", "-c", help="The same, as elsewhere.")] = Path(
+        "config.toml"
+    ),
     no_probe: Annotated[
         bool, typer.Option("--no-probe", help="Only read the file; ask nobody.")
     ] = False,
@@ -170,11 +175,12 @@ def check(
     from gateway import check as checking  # noqa: PLC0415
 
     with _plain_errors(as_json):
-        settings = Config.from_toml(config)
+        file = config or named
+        settings = Config.from_toml(file)
         checks = asyncio.run(checking.check(settings, probe=not no_probe, timeout_s=timeout))
     code = checking.exit_code(checks)
     if as_json:
-        typer.echo(_json({"config": str(config), "ok": code == 0, "targets": checks}))
+        typer.echo(_json({"config": str(file), "ok": code == 0, "targets": checks}))
     else:
         typer.echo(checking.table(checks))
     raise typer.Exit(code)

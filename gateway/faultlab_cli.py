@@ -84,7 +84,7 @@ def score(
     raise typer.Exit(int(any(result.verdict.grade is Grade.FAIL for result in results)))
 
 
-@faultlab.command()
+@faultlab.command(short_help="Play the faults for a gateway of yours.")
 def upstream(
     port: Annotated[int, typer.Option(help="Of creative; balanced and fast follow.")] = LAB_PORT,
 ) -> None:

@@ -59,7 +59,7 @@ def new(
     typer.echo(f"\nThe key of {name}, shown only now:\n{key}", err=True)
 
 
-@keys.command("hash")
+@keys.command("hash", short_help="Turn a key into what the configuration keeps.")
 def hash_() -> None:
     """Read a key from standard input and print what to configure as its `hash`."""
     if sys.stdin.isatty():

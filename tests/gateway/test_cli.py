@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+import io
 import json
 import os
 import signal
@@ -367,3 +369,32 @@ def test_control_c_ends_it_quietly(here: Path) -> None:
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors.strip() == ""
+
+
+def test_a_prompt_is_read_where_control_c_ends_it(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loops: list[object] = []
+
+    class Typed(io.StringIO):
+        def read(self, size: int | None = -1) -> str:
+            # In a loop the first Ctrl-C would cancel a task, which a blocked read does not notice.
+            loops.append(asyncio._get_running_loop())
+            return super().read(size)
+
+    monkeypatch.setattr(sys, "stdin", Typed("hello"))
+    main(["generate", "-"], standalone_mode=False)
+    assert loops == [None]
+    assert capsys.readouterr().out.strip()
+
+
+def test_check_takes_its_file_either_way(here: Path) -> None:
+    (here / "config.toml").rename(here / "other.toml")
+    for words in (["other.toml"], ["--config", "other.toml"], ["-c", "other.toml"]):
+        assert run("check", *words, "--no-probe").exit_code == 0
+    assert run("check").exit_code == 2
+
+
+def test_no_command_is_described_by_half_a_sentence() -> None:
+    for group in ([], ["keys"], ["faultlab"]):
+        assert "..." not in run(*group, "--help").stdout.partition("Commands:")[2]
