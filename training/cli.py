@@ -35,7 +35,8 @@ def simulate(
     """Show what the operations do: checkpoints, a downshift, a retuning. Takes a second."""
     from training import simulate as story  # noqa: PLC0415
 
-    story.simulate(typer.echo, seed=seed)
+    with _one_clear_line():
+        story.simulate(typer.echo, seed=seed)
 
 
 @main.command(short_help="Train PPO on a Gymnasium environment.")
@@ -152,6 +153,9 @@ def _one_clear_line() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in ("numpy", "torch"):
+            remedy = "pip install 'downshift-gateway[training]'"
+            raise _refused(f"this needs {error.name}: {remedy}") from None
         kinds = ("RunRefused", "EnvironmentUnknown", "TrainingError", "ModuleNotFoundError")
         if {kind.__name__ for kind in type(error).__mro__} & {*kinds, "OSError", "ValueError"}:
             raise _refused(" ".join(str(error).split())) from None

@@ -236,3 +236,24 @@ def test_a_row_says_whether_it_holds() -> None:
     worse = yardsticks._row(acrobot, [result(1, -96.0)], quick=False)
     assert "-96.0 ± 0.0 (1 of 3 seeds)" in worse
     assert "| no, so far |" in worse
+
+
+@pytest.mark.parametrize("words", [[], ["simulate"], ["train"]])
+def test_without_the_extra_one_line_says_how_to_get_it(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise missing
+
+    monkeypatch.setattr("training.simulate.simulate", refuse)
+    monkeypatch.setattr("training.train.prepare", refuse)
+    result = ask(*words)
+    assert result.exit_code == 2
+    assert result.stderr == "error: this needs torch: pip install 'downshift-gateway[training]'\n"
+
+
+def test_both_packages_say_that_they_are_typed() -> None:
+    for package in ("gateway", "training"):
+        assert (Path(__file__).parents[2] / package / "py.typed").is_file()
