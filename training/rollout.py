@@ -156,8 +156,8 @@ class Collector:
         """Take `n_steps` steps in each environment.
 
         Raises:
-            ValueError: `n_steps` is less than 1, or the policy or the value function gives numbers
-                that are not finite.
+            ValueError: `n_steps` is less than 1; or an environment, the policy or the value
+                function gives numbers that are not finite.
         """
         if n_steps < 1:
             raise ValueError(f"a rollout has at least one step, got {n_steps=}")
@@ -182,6 +182,13 @@ class Collector:
         log_probs = network.distribution(observations).log_prob(actions)
         values = network.value(torch.cat([observations, _flat(self._observations)[None]]))
         if not bool(torch.isfinite(log_probs.sum() + values.sum())):
+            sound = torch.isfinite(observations).flatten(2).all(2)
+            if torch.isfinite((log_probs + values[:-1])[sound]).all() and not sound.all():
+                step, index = (~sound).nonzero()[0].tolist()
+                raise ValueError(
+                    f"environment {index} gave an observation that is not finite, at step {step} "
+                    "of this rollout: no checkpoint mends that, the environment must"
+                )
             raise ValueError("the network's output is not finite: go back to a checkpoint")
         if cut_short:  # the episode did not end there: add what would have come (Pardo 2018)
             at, where, last = zip(*cut_short, strict=True)

@@ -245,3 +245,23 @@ def test_the_state_of_other_environments_is_refused() -> None:
     saved = Collector(vector(Counting(), Counting())).state_dict()
     with pytest.raises(ValueError, match="it is of 2 environments, here are 1"):
         Collector(vector(Counting())).load_state_dict(saved)
+
+
+class Odd(Counting):
+    """Shows NaN at its second step."""
+
+    def _seen(self) -> Any:
+        return np.array([self.episode, np.nan if self.at == 2 else self.at], np.float32)
+
+
+def test_who_is_not_finite_is_named() -> None:
+    collector = Collector(vector(Counting(), Odd()))
+    network = ActorCritic(2, 2)
+    with pytest.raises(ValueError, match="environment 1 gave an observation that is not finite"):
+        collector.collect(network, 4, 0.99)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(np.nan)
+    collector = Collector(vector(Counting(), Counting()))
+    with pytest.raises(ValueError, match="network's output is not finite"):
+        collector.collect(network, 4, 0.99)
